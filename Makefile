@@ -1,0 +1,40 @@
+# Each target sets up .venv by itself; PYTHON picks the interpreter that makes it.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+CONSTRAINTS ?= constraints.txt
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+train: $(READY) ## learn an embedding of the bundled digits: no download, under three minutes on two cores
+	$(BIN)/python -m src.train
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(READY) ## lint, formatting, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## time the hot paths against a named peer, side by side
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
+
+clean: ## remove the environment and the caches; runs/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[tensorboard,dev]'
+	@touch $(READY)
+
+.PHONY: help train test check format bench clean
+.DEFAULT_GOAL := help

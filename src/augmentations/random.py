@@ -1,0 +1,164 @@
+"""Random operations with torchvision's distributions and one independent draw for every image of a batch.
+
+Each operation is a pair: `draw` returns the parameters of `count` images, `__call__` applies them. Parameters are
+drawn on the host from a CPU generator, so one seed gives the same crops and colours on every device.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from src.augmentations import functional
+
+
+class RandomOperation(Protocol):
+    """What `Augmentation` asks of an operation."""
+
+    def draw(self, count: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
+        """Parameters for `count` images of `height` x `width` pixels; each has the image as its first dimension."""
+
+    def __call__(self, images: Tensor, *parameters: Tensor) -> Tensor:
+        """Apply the parameters to `(N, 3, H, W)` images in grey levels."""
+
+
+def _uniform(bounds: tuple[float, float], shape: tuple[int, ...], generator: Generator) -> Tensor:
+    low, high = bounds
+    return torch.rand(shape, generator=generator) * (high - low) + low
+
+
+def _probability(name: str, p: float) -> None:
+    if not 0 <= p <= 1:
+        raise ValueError(f"augmentation.{name}={p}: a probability lies between 0 and 1")
+
+
+@dataclass
+class RandomResizedCrop:
+    """A box of random area (`scale`, share of the image) and aspect (`ratio`, width by height), resized to `size`."""
+
+    size: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"augmentation.crop.{name}=[{low}, {high}]: give two rising positive numbers")
+
+    def draw(self, count: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
+        """Boxes `(count, 4)`: of ten tries the first that fits, else the largest central box of a legal ratio."""
+        shape = (count, 10)
+        area = height * width * _uniform((self.scale[0], self.scale[1]), shape, generator)
+        ratio = _uniform((math.log(self.ratio[0]), math.log(self.ratio[1])), shape, generator).exp()
+        widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+        fits = (0 < widths) & (widths <= width) & (0 < heights) & (heights <= height)
+        first = fits.int().argmax(1, keepdim=True)
+        box_width, box_height = widths.gather(1, first).squeeze(1), heights.gather(1, first).squeeze(1)
+        top = (torch.rand(count, generator=generator) * (height - box_height + 1)).floor().clamp(max=height - box_height)
+        left = (torch.rand(count, generator=generator) * (width - box_width + 1)).floor().clamp(max=width - box_width)
+        boxes = torch.stack([top, left, box_height, box_width], 1).long()
+
+        central_height = min(height, round(width / self.ratio[0]))
+        central_width = min(width, round(height * self.ratio[1]))
+        corner = [(height - central_height) // 2, (width - central_width) // 2]
+        return (torch.where(fits.any(1, keepdim=True), boxes, torch.tensor([*corner, central_height, central_width])),)
+
+    def __call__(self, images: Tensor, *parameters: Tensor) -> Tensor:
+        return functional.resized_crop(images, parameters[0], self.size)
+
+
+@dataclass
+class ColorJitter:
+    """Brightness, contrast, saturation and hue in an order drawn for every image.
+
+    The first three are factors from `[max(0, 1 - x), 1 + x]`, hue a shift from `[-x, x]` of a circle, `x` <= 0.5.
+    """
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation", "hue"):
+            strength, most = getattr(self, name), 0.5 if name == "hue" else math.inf
+            if not 0 <= strength <= most:
+                raise ValueError(f"augmentation.jitter.{name}={strength}: must lie between 0 and {most}")
+
+    def draw(self, count: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
+        """Strengths `(count, 4)` and the order `(count, 4)` in which the four operations apply."""
+        bounds = [(max(0.0, 1 - x), 1 + x) for x in (self.brightness, self.contrast, self.saturation)]
+        strengths = [_uniform(bound, (count,), generator) for bound in [*bounds, (-self.hue, self.hue)]]
+        return torch.stack(strengths, 1), torch.rand(count, 4, generator=generator).argsort(1)
+
+    def __call__(self, images: Tensor, *parameters: Tensor) -> Tensor:
+        strengths, order = parameters
+        adjust = (
+            functional.adjust_brightness,
+            functional.adjust_contrast,
+            functional.adjust_saturation,
+            functional.adjust_hue,
+        )
+        images = images.clone()
+        for place in order.unbind(1):
+            for operation in range(4):
+                # The parameters live on the host, so choosing the images does not wait for the device.
+                rows = (place == operation).nonzero().squeeze(1)
+                index = rows.to(images.device, non_blocking=True)
+                images[index] = adjust[operation](images[index], strengths[rows, operation])
+        return images
+
+
+@dataclass
+class RandomGrayscale:
+    """Grey with probability `p`."""
+
+    p: float
+
+    def __post_init__(self) -> None:
+        _probability("gray.p", self.p)
+
+    def draw(self, count: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
+        """A mask `(count,)` of the images that turn grey."""
+        return (torch.rand(count, generator=generator) < self.p,)
+
+    def __call__(self, images: Tensor, *parameters: Tensor) -> Tensor:
+        return functional.to_grayscale(images, parameters[0])
+
+
+@dataclass
+class RandomHorizontalFlip:
+    """Mirrored, left to right, with probability `p`."""
+
+    p: float
+
+    def __post_init__(self) -> None:
+        _probability("flip.p", self.p)
+
+    def draw(self, count: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
+        """A mask `(count,)` of the images that are mirrored."""
+        return (torch.rand(count, generator=generator) < self.p,)
+
+    def __call__(self, images: Tensor, *parameters: Tensor) -> Tensor:
+        return functional.horizontal_flip(images, parameters[0])
+
+
+class Augmentation:
+    """The named operations in the order given, then a centre crop to `size` where they left another size.
+
+    An operation that is None is skipped, so `crop: null` switches the crop off.
+    """
+
+    def __init__(self, size: int, **operations: RandomOperation | None) -> None:
+        self.size = size
+        self.operations = {name: operation for name, operation in operations.items() if operation is not None}
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        """Draw and apply: uint8 `(N, H, W, 3)` to float `(N, 3, size, size)` in grey levels."""
+        images = images.permute(0, 3, 1, 2).float()
+        for operation in self.operations.values():
+            count, _, height, width = images.shape
+            images = operation(images, *operation.draw(count, height, width, generator))
+        return functional.center_crop(images, self.size)

@@ -1,0 +1,53 @@
+"""ResNets in their CIFAR form, for images of 32 to 96 pixels: a 3x3 stem and no max-pooling (He et al., CVPR 2016)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+
+
+class SmallImageResNet(nn.Module):
+    """torchvision's residual blocks in four stages, each but the first halving the image, and a global average pool.
+
+    Attributes:
+        num_features: length F of the pooled features.
+    """
+
+    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        stages, channels = [], width
+        for number, depth in enumerate(depths):
+            blocks = []
+            for position in range(depth):
+                stride, planes = 2 if number > 0 and position == 0 else 1, width * 2**number
+                shortcut = None
+                if stride != 1 or channels != planes * block.expansion:
+                    shortcut = nn.Sequential(
+                        conv1x1(channels, planes * block.expansion, stride), nn.BatchNorm2d(planes * block.expansion)
+                    )
+                blocks.append(block(channels, planes, stride, shortcut))
+                channels = planes * block.expansion
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.num_features = channels
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images `(B, 3, H, W)` to pooled features `(B, F)`."""
+        return self.pool(self.stages(self.stem(images))).flatten(1)
+
+
+def resnet18(width: int = 64) -> SmallImageResNet:
+    """ResNet-18, F = 8 x width features."""
+    return SmallImageResNet(BasicBlock, (2, 2, 2, 2), width)
+
+
+def resnet50(width: int = 64) -> SmallImageResNet:
+    """ResNet-50, F = 32 x width features."""
+    return SmallImageResNet(Bottleneck, (3, 4, 6, 3), width)

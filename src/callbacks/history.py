@@ -1,0 +1,81 @@
+"""What every epoch measured, kept through resumes, and drawn."""
+
+import os
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+import pytorch_lightning as pl
+from matplotlib.figure import Figure
+
+matplotlib.use("Agg")
+
+Row = dict[str, float]
+
+
+class History(pl.Callback):
+    """A row per epoch: its means and its scores; the row of epoch 0 is the untrained network's.
+
+    Draws `curves.png` in the run folder after each epoch.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self._scores: Row = {}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._scores = {name: value for name, value in metrics.items() if not name.startswith("train/")}
+        if trainer.state.fn == "validate":
+            self.rows = [{"epoch": 0, **self._scores}]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._scores = {}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        means = {
+            name.removesuffix("_epoch"): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("train/") and f"{name}_epoch" not in trainer.callback_metrics and name[-5:] != "_step"
+        }
+        self.rows.append({"epoch": trainer.current_epoch + 1, **means, **self._scores})
+        if trainer.is_global_zero:
+            draw_curves(self.rows, Path(trainer.default_root_dir) / "curves.png")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+
+    def median(self, name: str) -> float:
+        """The middle of the epochs' values of `name`."""
+        return median(row[name] for row in self.rows if name in row)
+
+    def best(self, monitor: str) -> Row:
+        """The trained epoch with the highest `monitor`, the first of equals."""
+        return max((row for row in self.rows[1:] if monitor in row), key=lambda row: row[monitor])
+
+    def last(self, monitor: str) -> Row:
+        """The last trained epoch that was scored."""
+        return [row for row in self.rows[1:] if monitor in row][-1]
+
+
+def draw_curves(rows: list[Row], path: Path) -> None:
+    """The scores of `rows` above, loss and its terms below, over epochs; the file is replaced whole."""
+    names = sorted({name for row in rows for name in row} - {"epoch"})
+    losses = [name for name in names if name in ("train/loss", "train/positive", "train/negative")]
+    panels = [("score (%)", [name for name in names if not name.startswith("train/")]), ("loss", losses)]
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    for axes, (label, curves) in zip(figure.subplots(2, 1, sharex=True), panels, strict=True):
+        for name in curves:
+            points = [(row["epoch"], row[name]) for row in rows if name in row]
+            axes.plot(*zip(*points, strict=True), marker=".", label=name)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    axes.set_xlabel("epoch (0: untrained)")
+    partial = path.with_name(f".{path.name}")
+    figure.savefig(partial, format="png", dpi=120)
+    os.replace(partial, path)

@@ -1,0 +1,191 @@
+"""The LightningDataModule behind every dataset: whole batches from a store, paired views on the device."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from src.augmentations.functional import center_crop, normalize
+from src.augmentations.random import Augmentation
+from src.datamodules.store import Split, Store, class_balanced_draw, prepare_store, read_store
+
+Batch = dict[str, Tensor]
+
+
+class BatchedSplit(Dataset[Batch]):
+    """A split that hands out whole batches: one gather for all the indices a loader asks for at once.
+
+    Where the images already live on the device, a batch holds only the rows to take there (`row`).
+    """
+
+    def __init__(self, split: Split, rows: Tensor, on_device: bool) -> None:
+        self.split, self.rows, self.on_device = split, rows, on_device
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, positions: Sequence[int]) -> Batch:
+        index = torch.tensor(positions)
+        row = self.rows[index]
+        batch = {"index": index, "label": self.split.labels[row]}
+        return batch | ({"row": row} if self.on_device else {"image": self.split.images[row]})
+
+
+def _whole(batch: Batch) -> Batch:
+    return batch
+
+
+class StoreDataModule(pl.LightningDataModule):
+    """Training views, and the gallery and query of the evaluation, from a store of uint8 images.
+
+    Batches are dicts: `index` `(B,)`, the position in the training (or test) set; `label` `(B,)`; and, made on the
+    device after the transfer, `views` `(2B, 3, S, S)` for training, row i and i + B two views of one image, or
+    `image` `(B, 3, S, S)` for evaluation. Subclasses say in `build` how their images come into the store.
+
+    Args:
+        name: names the store.
+        cache_dir: folder of the stores.
+        image_size: side S, in pixels, of what the network sees.
+        mean, std: of each channel, in grey levels 0 to 255.
+        batch_size: training images a step and rank, at least 2.
+        eval_batch_size: images at once in evaluation; no result depends on it.
+        limit: train on so many images, drawn evenly from the classes; None takes all.
+        resident: hold the images in the accelerator's memory: `always`, `never`, or `auto`, where they fill less than
+            a quarter of what is free.
+        augmentation: draws the views.
+        seed: with epoch, step and rank it determines every draw.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        cache_dir: str,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        batch_size: int,
+        eval_batch_size: int,
+        limit: int | None,
+        resident: str,
+        augmentation: Augmentation,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if resident not in ("auto", "always", "never"):
+            raise ValueError(f"dataset.resident={resident!r}: choose auto, always or never")
+        if batch_size < 2:
+            raise ValueError(f"dataset.batch_size={batch_size}: a loss over pairs of images needs at least 2")
+        self.name, self.path = name, Path(cache_dir).expanduser() / name
+        self.image_size, self.batch_size, self.eval_batch_size = image_size, batch_size, eval_batch_size
+        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+        self.limit, self.resident, self.augmentation, self.seed = limit, resident, augmentation, seed
+        self.store: Store | None = None
+        self._on_device: dict[str, Tensor] = {}
+
+    def build(self, folder: Path) -> dict[str, Any]:
+        """Write the splits into `folder` and return the rest of `meta.json`; see `prepare_store`."""
+        raise NotImplementedError
+
+    def prepare_data(self) -> None:
+        prepare_store(self.path, self.build)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.store is not None:
+            return
+        self.store = read_store(self.path)
+        train = self.store.splits["train"]
+        limit = len(train) if self.limit is None else self.limit
+        self.train_rows = class_balanced_draw(train.labels, limit)
+
+    def check(self, ranks: int) -> None:
+        """Raise a ValueError if the training images do not fill one batch on each of `ranks`."""
+        images = len(self.train_rows)
+        if self.batch_size * ranks > images:
+            raise ValueError(
+                f"dataset.batch_size={self.batch_size} on {ranks} rank(s) is more than the {images} training images: "
+                f"set dataset.batch_size to {images // ranks} or less"
+            )
+
+    @property
+    def gallery_size(self) -> int:
+        """Images in the gallery: those trained on."""
+        return len(self.train_rows)
+
+    @property
+    def query_size(self) -> int:
+        """Images in the test set."""
+        assert self.store is not None
+        return len(self.store.splits["test"])
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """The gallery, clean training images, and the query, the test images; a last short batch is kept."""
+        return [self._loader(split, self.eval_batch_size, shuffle=False) for split in ("train", "test")]
+
+    def _loader(self, split: str, batch_size: int, shuffle: bool) -> DataLoader[Batch]:
+        assert self.store is not None
+        images = self.store.splits[split]
+        rows = self.train_rows if split == "train" else torch.arange(len(images))
+        dataset = BatchedSplit(images, rows, on_device=self._hold_on_device(split))
+        # One process is a world of one: the order depends on seed and epoch alone, so that a resumed run sees it again.
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            dataset, num_replicas=world, rank=rank, shuffle=shuffle, seed=self.seed, drop_last=shuffle
+        )
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=shuffle,
+            collate_fn=_whole,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _hold_on_device(self, split: str) -> bool:
+        """Whether the split's images live on the accelerator; moves them there the first time."""
+        assert self.store is not None
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if device.type == "cpu" or self.resident == "never":
+            return False
+        if split not in self._on_device:
+            images = self.store.splits[split].images
+            if self.resident == "auto" and device.type == "cuda":
+                free = torch.cuda.mem_get_info(device)[0]
+                if images.numel() * 4 > free:
+                    return False
+            self._on_device[split] = images.to(device)
+        return True
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """On the device: two views of each training image, or the clean image for evaluation; normalised."""
+        training = self.trainer is not None and self.trainer.training
+        split = "test" if not training and dataloader_idx == 1 else "train"
+        row = batch.pop("row", None)
+        images = batch.pop("image") if row is None else self._on_device[split][row]
+        device = images.device
+        if training:
+            batch["views"] = self._finish(self.augmentation(torch.cat([images, images]), self._generator()), device)
+        else:
+            images = images.permute(0, 3, 1, 2).float()
+            batch["image"] = self._finish(center_crop(images, self.image_size), device)
+        return batch
+
+    def _finish(self, images: Tensor, device: torch.device) -> Tensor:
+        mean, std = self.mean.to(device), self.std.to(device)
+        return normalize(images, mean, std).contiguous(memory_format=torch.channels_last)
+
+    def _generator(self) -> torch.Generator:
+        """A generator that depends on seed, epoch, step and rank alone, so that a resumed run draws the same views."""
+        assert self.trainer is not None
+        step = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        key = np.random.SeedSequence([self.seed, self.trainer.current_epoch, step, self.trainer.global_rank])
+        return torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))

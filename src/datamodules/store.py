@@ -1,0 +1,141 @@
+"""The store: a dataset decoded once, as uint8 images in `.npy` files that training maps into memory.
+
+A store is a folder with `meta.json` and, for each split, `<split>_images.npy` uint8 `(N, H, W, 3)` and
+`<split>_labels.npy` int64 `(N,)`, class numbers or -1 for unlabelled. It is built in a folder beside its own and renamed
+when complete, so a store that exists is whole.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 `(N, H, W, 3)`, mapped from disk, and labels int64 `(N,)`."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened store: its splits by name, the classes' names by number, and what `meta.json` says."""
+
+    splits: Mapping[str, Split]
+    classes: list[str]
+    meta: dict[str, Any]
+
+
+def prepare_store(path: Path, build: Callable[[Path], dict[str, Any]]) -> None:
+    """Build the store at `path` unless it is there; of several processes one builds and the others wait.
+
+    Args:
+        path: the store's folder; its parents are made.
+        build: writes the splits (`write_split`) into the folder it is given and returns what `meta.json` should say of
+            them: at least `classes` and `source`.
+
+    Raises:
+        OSError: no space, no permission, or no source; nothing is left behind.
+    """
+    if (path / "meta.json").exists():
+        return
+    if path.exists():
+        raise FileExistsError(f"{path} exists but holds no store (meta.json is missing): move or delete it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if (path / "meta.json").exists():
+            return
+        partial = path.with_name(f".{path.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+        partial.mkdir()
+        try:
+            described = build(partial)
+            splits = {
+                file.name.removesuffix("_images.npy"): list(np.load(file, mmap_mode="r").shape)
+                for file in sorted(partial.glob("*_images.npy"))
+            }
+            meta = {"format": FORMAT, "splits": splits, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+            (partial / "meta.json").write_text(json.dumps(meta | described, indent=1))
+            os.rename(partial, path)
+        except OSError as error:
+            raise OSError(f"the store {path} could not be built, nothing was left of it: {error}") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_split(folder: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write uint8 `(N, H, W, 3)` images and their `(N,)` labels as one split of the store being built in `folder`."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
+        raise ValueError(
+            f"split {split}: need uint8 images (N, H, W, 3) and N labels, "
+            f"got {images.dtype} {images.shape} and {len(labels)}"
+        )
+    np.save(folder / f"{split}_images.npy", images)
+    np.save(folder / f"{split}_labels.npy", labels.astype(np.int64))
+
+
+def read_store(path: Path) -> Store:
+    """Open the store at `path` without reading its images.
+
+    Raises:
+        FileNotFoundError: there is no store.
+        ValueError: the store is damaged or of another version; the message says where and what to do.
+    """
+    if not (path / "meta.json").exists():
+        raise FileNotFoundError(f"no store at {path}: run again with the dataset's source at hand to build it")
+    remedy = f"delete {path} and run again to rebuild it"
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+        if meta["format"] != FORMAT:
+            raise ValueError(f"format {meta['format']}, this version reads {FORMAT}")
+        splits = {name: _read_split(path, name, shape, len(meta["classes"])) for name, shape in meta["splits"].items()}
+        return Store(splits, meta["classes"], meta)
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, FileNotFoundError) as error:
+        reason = f"{error} is missing from meta.json" if isinstance(error, KeyError) else error
+        raise ValueError(f"the store {path} is damaged ({reason}): {remedy}") from error
+
+
+def _read_split(path: Path, name: str, shape: list[int], classes: int) -> Split:
+    images = np.load(path / f"{name}_images.npy", mmap_mode="c")
+    labels = np.load(path / f"{name}_labels.npy")
+    if list(images.shape) != shape or images.dtype != np.uint8 or labels.shape != (shape[0],):
+        raise ValueError(f"{name}: images {images.dtype} {images.shape} and labels {labels.shape}, not {shape}")
+    if len(labels) and not -1 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"{name}: labels {labels.min()} to {labels.max()} for {classes} classes")
+    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def class_balanced_draw(labels: Tensor, count: int, seed: int = 0) -> Tensor:
+    """The first `count` images of an order that takes one image of each class in turn, classes shuffled inside.
+
+    The draw does not depend on the run's seed, and a smaller draw is the beginning of a larger one.
+
+    Returns:
+        Indices `(count,)`, sorted.
+
+    Raises:
+        ValueError: `count` is not between 1 and the number of images.
+    """
+    if not 1 <= count <= len(labels):
+        raise ValueError(f"dataset.limit={count}: the training set has {len(labels)} images, choose 1 to {len(labels)}")
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    sizes = labels.unique(return_counts=True)[1]
+    turn = torch.cat([torch.arange(size) for size in sizes.tolist()])
+    return by_class[turn.argsort(stable=True)][:count].sort().values

@@ -1,0 +1,44 @@
+"""Exchange of embeddings between ranks: with gradient for training, without repeated images for evaluation."""
+
+import torch
+import torch.distributed
+import torch.distributed.nn.functional
+from torch import Tensor
+
+
+def _alone() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
+
+
+def gather_views(embeddings: Tensor) -> Tensor:
+    """`(2N, D)` of each of W ranks to `(2WN, D)` on every rank, rows i and i + WN still two views of one image.
+
+    The gradient of every rank's loss reaches the rank that made the embedding. Where each rank takes the same loss of
+    all the rows, DDP's mean over ranks is the gradient that one process with all the images would get.
+    """
+    if _alone():
+        return embeddings
+    views = (torch.cat(torch.distributed.nn.functional.all_gather(view)) for view in embeddings.chunk(2))
+    return torch.cat(list(views))
+
+
+def gather_unique(index: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
+    """`index` `(N,)` and the tensors `(N, ...)` beside it, of all ranks, sorted by index, each index once.
+
+    A distributed sampler repeats images to give every rank as many; the repeats go, so the result is what one
+    process has.
+    """
+    if not _alone():
+        index, *rows = (_gather(tensor) for tensor in (index, *rows))
+    order = index.argsort(stable=True)
+    ordered = index[order]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    order = order[first]
+    return tuple(tensor[order] for tensor in (index, *rows))
+
+
+def _gather(tensor: Tensor) -> Tensor:
+    parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)

@@ -1,0 +1,49 @@
+"""Score a finished run again: `python -m src.evaluate run=PATH`."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from src import cli, runs
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+def main(config: DictConfig) -> None:
+    """Every metric of the run's protocol, of the checkpoint chosen, beside what the run itself wrote."""
+    import pytorch_lightning as pl
+
+    from src import hardware
+    from src.callbacks.evaluation import Evaluation
+    from src.train import assemble
+
+    hardware.settle()
+    folder, which = Path(config.run), config.checkpoint
+    if folder.is_file():
+        folder, which = folder.parent.parent, folder.stem
+    saved = runs.load_config(folder)
+    saved.protocol = OmegaConf.merge(saved.protocol, config.protocol)
+    saved.dataset.cache_dir = config.cache_dir or saved.dataset.cache_dir
+    accelerator = hardware.select_accelerator(config.accelerator)
+    checkpoint = runs.load_checkpoint(folder / "checkpoints" / f"{which}.ckpt")
+    datamodule, module, metrics = assemble(saved, ranks=1)
+    module.load_state_dict(checkpoint["state_dict"])
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=hardware.select_precision(saved.trainer.precision, accelerator),  # type: ignore[arg-type]
+        logger=False,
+        callbacks=[Evaluation(metrics)],
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.validate(module, datamodule, verbose=False)
+    written = runs.read_results(folder).get(which, {}) if (folder / "results.json").exists() else {}
+    print(f"{folder}, {which} checkpoint of epoch {checkpoint['epoch'] + 1}")
+    for name, value in trainer.callback_metrics.items():
+        note = f"  results.json: {written[name]:.4f}" if name in written else ""
+        print(f"{name:12}{float(value):9.4f}{note}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

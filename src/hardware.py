@@ -1,0 +1,96 @@
+"""What the machine has, and the settings that follow from it."""
+
+import logging
+import os
+import platform
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy")
+
+
+def select_accelerator(asked: str) -> str:
+    """`auto` to what is there; `cpu`, `gpu` (or `cuda`) or `mps` as asked.
+
+    Raises:
+        ValueError: what is asked for is absent.
+    """
+    present = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return next(name for name, there in present.items() if there)
+    accelerator = "gpu" if asked == "cuda" else asked
+    if accelerator not in present:
+        raise ValueError(f"trainer.accelerator={asked} is unknown: choose auto, {', '.join(present)}")
+    if not present[accelerator]:
+        raise ValueError(f"trainer.accelerator={asked}, but none is visible here: use trainer.accelerator=cpu or auto")
+    return accelerator
+
+
+def count_ranks(accelerator: str, devices: int | str | Sequence[int]) -> int:
+    """How many processes `trainer.devices` means: a number, a list of devices, or all of them (-1 or `auto`).
+
+    Raises:
+        ValueError: more GPUs than there are, or not a number of devices.
+    """
+    here = {"gpu": torch.cuda.device_count(), "mps": 1}.get(accelerator)
+    if devices in (-1, "-1", "auto"):
+        return here or 1
+    if not isinstance(devices, (int, str)):
+        ranks = len(devices)
+    elif str(devices).isdigit() and int(devices) > 0:
+        ranks = int(devices)
+    else:
+        raise ValueError(f"trainer.devices={devices}: give a positive number, a list like [0,2], or -1 for all")
+    if here is not None and ranks > here:
+        raise ValueError(f"trainer.devices={devices}, but this machine has {here}: use at most that many")
+    return ranks
+
+
+def select_precision(asked: str, accelerator: str) -> str:
+    """`auto` to bf16 autocast where the hardware computes in it, else float32."""
+    if asked != "auto":
+        return asked
+    bfloat16 = {
+        "gpu": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+        "cpu": lambda: bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    }.get(accelerator, lambda: False)
+    return "bf16-mixed" if bfloat16() else "32-true"
+
+
+def settle() -> None:
+    """Quiet what Lightning says of settings made on purpose, and make torch repeat its numbers without slowing down."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # a batch is one gather from memory
+    warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.` is deprecated.*")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    # Deterministic mode would also fill every fresh tensor, to expose code that reads uninitialised memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def describe_hardware(accelerator: str, ranks: int) -> dict[str, str | int]:
+    """What a reader of a result wants to know of the machine."""
+    facts: dict[str, str | int] = {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+        "ranks": ranks,
+    }
+    if accelerator == "gpu":
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def describe_versions() -> dict[str, str]:
+    """Python and the packages that a number can depend on."""
+    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

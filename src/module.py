@@ -1,0 +1,76 @@
+"""The one LightningModule: views to embeddings to the method's loss."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from src.backbones.head import Head
+
+
+class EmbeddingModule(pl.LightningModule):
+    """A network trained by a method that sees embeddings and indices, never labels.
+
+    Args:
+        backbone: images `(B, 3, H, W)` to pooled features `(B, F)`; has `num_features`.
+        method: unit-norm embeddings `(2N, D)`, row i and i + N two views of image `index[i]`, to a dict of terms: the
+            `loss` to minimise and whatever else is worth a curve.
+        embedding_dim: D.
+        optimizer: makes the optimizer of the parameters.
+        milestones: epochs, rising, at which the learning rate changes.
+        factors: for each milestone, what the initial learning rate is multiplied by from then on.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        method: nn.Module,
+        embedding_dim: int,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        milestones: Sequence[int],
+        factors: Sequence[float],
+    ) -> None:
+        super().__init__()
+        if len(milestones) != len(factors) or list(milestones) != sorted(milestones):
+            raise ValueError(
+                f"schedule: milestones {list(milestones)} must rise and have a factor each, got {list(factors)}"
+            )
+        self.backbone, self.method = backbone, method
+        self.head = Head(int(backbone.num_features), embedding_dim)  # type: ignore[arg-type]
+        self.make_optimizer, self.milestones, self.factors = optimizer, milestones, [1.0, *factors]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images `(B, 3, H, W)` to pooled features `(B, F)` and unit-norm embeddings `(B, D)`."""
+        features = self.backbone(images)
+        return features, self.head(features)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        _, embeddings = self(batch["views"])
+        terms = self.method(embeddings, batch["index"])
+        loss = terms["loss"]
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"the loss became {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch "
+                f"{batch_idx}, images {batch['index'].tolist()}): lower optimizer.lr or raise method.temperature"
+            )
+        size = len(batch["index"])
+        for name, term in terms.items():
+            # The method has taken the loss over all ranks already.
+            bar = name == "loss"
+            self.log(f"train/{name}", term, on_step=True, on_epoch=True, prog_bar=bar, batch_size=size)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """What the evaluation callback gathers: `index`, `label` and `embedding` of clean images."""
+        _, embeddings = self(batch["image"])
+        return {"index": batch["index"], "label": batch["label"], "embedding": embeddings}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.parameters())
+        return [optimizer], [LambdaLR(optimizer, lambda epoch: self.factors[bisect_right(self.milestones, epoch)])]

@@ -1,0 +1,167 @@
+"""Train an embedding, score it every epoch, write `results.json`: `python -m src.train --help`."""
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from src import cli, runs
+
+if TYPE_CHECKING:
+    from src.datamodules.base import StoreDataModule
+    from src.module import EmbeddingModule
+
+# Torch and Lightning take seconds to import: what needs them imports them inside, so that --help answers at once.
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+def main(config: DictConfig) -> float:
+    """One run of the composed config; returns the monitored score of its last epoch, which a sweeper can maximise."""
+    from src.hardware import count_ranks, select_accelerator, select_precision
+
+    launched = HydraConfig.get()
+    folder = Path(launched.runtime.output_dir)
+    choices = {group: choice for group, choice in launched.runtime.choices.items() if not group.startswith("hydra")}
+    OmegaConf.resolve(config)
+    config.trainer.accelerator = select_accelerator(config.trainer.accelerator)
+    config.trainer.precision = select_precision(config.trainer.precision, config.trainer.accelerator)
+    ranks = count_ranks(config.trainer.accelerator, config.trainer.devices)
+    runs.begin(folder, config)
+    if ranks > 1 and "LOCAL_RANK" not in os.environ:
+        runs.spawn(train, ranks, config, folder, choices)
+    else:
+        train(config, folder, choices)
+    score: float = runs.read_results(folder)["last"][config.protocol.monitor]
+    return score
+
+
+def assemble(config: DictConfig, ranks: int) -> tuple["StoreDataModule", "EmbeddingModule", dict[str, Any]]:
+    """Data, network with its method, and metrics of a resolved config, checked against each other.
+
+    Raises:
+        ValueError: they do not fit; the message names the setting.
+    """
+    import torch
+    from hydra.utils import instantiate
+
+    from src.module import EmbeddingModule
+
+    augmentation = instantiate(config.augmentation)
+    datamodule = instantiate(config.dataset, _partial_=True)(augmentation=augmentation)
+    datamodule.prepare_data()
+    datamodule.setup()
+    datamodule.check(ranks)
+    metrics = {name: instantiate(metric) for name, metric in config.protocol.metrics.items()}
+    for metric in metrics.values():
+        metric.check(datamodule.gallery_size)
+    backbone = instantiate(config.backbone).to(memory_format=torch.channels_last)
+    module = EmbeddingModule(
+        backbone,
+        instantiate(config.method),
+        config.embedding_dim,
+        instantiate(config.optimizer),
+        config.schedule.milestones,
+        config.schedule.factors,
+    )
+    return datamodule, module, metrics
+
+
+def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> None:
+    """Score the untrained network, fit, and write the results; runs once on every rank."""
+    import pytorch_lightning as pl
+    from hydra.utils import instantiate
+
+    from src import hardware
+    from src.callbacks.evaluation import Evaluation
+    from src.loggers import finish
+
+    started = time.perf_counter()
+    hardware.settle()
+    pl.seed_everything(config.seed, verbose=False)
+    ranks = hardware.count_ranks(config.trainer.accelerator, config.trainer.devices)
+    last = runs.last_checkpoint(folder)
+    if last:
+        runs.load_checkpoint(last)
+    datamodule, module, metrics = assemble(config, ranks)
+    if config.compile:
+        module.backbone.compile()
+    callbacks = {name: instantiate(callback) for name, callback in config.callbacks.items() if callback}
+    trainer = instantiate(
+        config.trainer,
+        logger=instantiate(config.logger) if config.logger else False,
+        callbacks=[Evaluation(metrics), *callbacks.values()],
+        default_root_dir=str(folder),
+    )
+    facts = hardware.describe_hardware(config.trainer.accelerator, ranks)
+    if trainer.is_global_zero:
+        print(
+            f"{config.dataset.name}: {datamodule.gallery_size:,} training and {datamodule.query_size:,} test images; "
+            f"{choices['backbone']}, {sum(p.numel() for p in module.parameters()):,} parameters; "
+            f"{config.trainer.precision} on {ranks} x {facts.get('gpu', facts['cpu'])}"
+            + (f"; going on from {last}" if last else ""),
+            flush=True,
+        )
+        for logger in trainer.loggers:
+            logger.log_hyperparams(OmegaConf.to_container(config))
+    finished = False
+    try:
+        if last is None:
+            trainer.validate(module, datamodule, verbose=False)
+        trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
+        history, monitor = callbacks["history"], config.protocol.monitor
+        results = {
+            "last": history.last(monitor),
+            "best": history.best(monitor),
+            "untrained": history.rows[0],
+            "monitor": monitor,
+            "protocol": {
+                "name": choices["protocol"],
+                "preset": choices.get("experiment"),
+                "metrics": OmegaConf.to_container(config.protocol.metrics),
+                "gallery": f"{datamodule.gallery_size} training images",
+                "query": f"{datamodule.query_size} test images",
+                "stop_gradient": config.method.get("stop_gradient"),
+            },
+            "choices": choices,
+            "seed": config.seed,
+            "images_per_s": history.median("train/images_per_s"),
+            "wall_time_s": round(time.perf_counter() - started, 1),
+            "resumed": last is not None,
+            "hardware": facts,
+            "versions": hardware.describe_versions(),
+            "history": history.rows,
+            "config": OmegaConf.to_container(config),
+        }
+        if trainer.is_global_zero:
+            runs.write_results(folder, results)
+        finished = True
+    finally:
+        if trainer.is_global_zero:
+            finish(trainer.loggers, failed=not finished)
+            if not finished and runs.last_checkpoint(folder):
+                print(f"Not finished; the same command with run_dir={folder} goes on from the last epoch.", flush=True)
+    if trainer.is_global_zero:
+        print(summary(results))
+        print(folder, flush=True)
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The scores before and after, a line each."""
+    rows = [(name, results["untrained"], results["last"], results["best"]) for name in results["last"] if name != "epoch"]
+    lines = [f"{'':12}untrained     last     best"]
+    for name, untrained, last, best in rows:
+        if name in untrained:
+            lines.append(f"{name:12}{untrained[name]:9.2f}{last[name]:9.2f}{best[name]:9.2f}")
+    lines.append(
+        f"last: epoch {results['last']['epoch']}; best: epoch {results['best']['epoch']} of {results['monitor']}, "
+        f"chosen on the test images; {results['images_per_s']:.0f} images/s, {results['wall_time_s']:.0f} s"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)
