@@ -51,7 +51,8 @@ class EmbeddingModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         _, embeddings = self(batch["views"])
-        terms = self.method(embeddings, batch["index"])
+        with torch.autocast(self.device.type, enabled=False):  # the loss takes its products in float32
+            terms = self.method(embeddings, batch["index"])
         loss = terms["loss"]
         if not loss.isfinite():
             raise FloatingPointError(

@@ -1,8 +1,8 @@
 """Image operations on whole batches, each image with its own parameters.
 
 Images are float tensors `(N, 3, H, W)` in grey levels, 0 to 255. Given the same parameters, every operation agrees
-with its namesake in `torchvision.transforms.functional` to within one grey level; torchvision rounds to whole levels
-after each operation, these do not.
+with its namesake in `torchvision.transforms.functional` on uint8 tensors to within one grey level: torchvision goes back to
+whole levels after each operation, these do not.
 """
 
 import torch
@@ -16,8 +16,9 @@ def _per_image(values: Tensor, images: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
+    # Whole levels, rounded down, as torchvision's grey of a uint8 image.
     red, green, blue = images.unbind(1)
-    return (GREY_WEIGHTS[0] * red + GREY_WEIGHTS[1] * green + GREY_WEIGHTS[2] * blue).unsqueeze(1)
+    return (GREY_WEIGHTS[0] * red + GREY_WEIGHTS[1] * green + GREY_WEIGHTS[2] * blue).floor_().unsqueeze(1)
 
 
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:

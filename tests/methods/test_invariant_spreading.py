@@ -1,0 +1,116 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss
+
+
+def naive(z: Tensor, tau: float, negatives: str, stop_gradient: bool, fraction: float = 0.5) -> Tensor:
+    """Equations (3) to (7) read off as two loops, in float64; 1 - P is taken as the others' share where P > 1/2."""
+    z = z.double()
+    rows = len(z)
+    total = z.new_zeros(())
+    for i in range(rows):
+        s = [(z[i] @ (z[j].detach() if stop_gradient else z[j])) / tau for j in range(rows)]
+        partner = (i + rows // 2) % rows
+        others = [j for j in range(rows) if j not in (i, partner)]
+        if negatives != "all":
+            others = sorted(others, key=lambda j: s[j].item(), reverse=negatives == "hard")
+            others = others[: max(1, round(fraction * len(others)))]
+        peak = max(s[j].item() for j in [partner, *others])
+        e = {j: (s[j] - peak).exp() for j in [partner, *others]}
+        denominator = sum(e.values())
+        total = total - (s[partner] - peak) + torch.as_tensor(denominator).log()
+        for j in others:
+            rest = sum(e[k] for k in e if k != j)
+            total = total - torch.as_tensor(rest).log() + torch.as_tensor(denominator).log()
+    return total / rows
+
+
+def unit(rows: int, dim: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator, dtype=dtype), dim=1)
+
+
+def value_and_gradient(loss: Tensor, z: Tensor) -> tuple[float, Tensor]:
+    (gradient,) = torch.autograd.grad(loss, z)
+    return loss.item(), gradient.double()
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.parametrize("negatives", ["all", "hard", "easy"])
+@pytest.mark.parametrize("tau", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_agrees_with_the_equations(
+    dtype: torch.dtype, tolerance: float, tau: float, negatives: str, stop_gradient: bool
+) -> None:
+    z = unit(12, 8).to(dtype).requires_grad_()
+    value, gradient = value_and_gradient(invariant_spreading_loss(z, tau, negatives, stop_gradient), z)
+    expected, expected_gradient = value_and_gradient(naive(z, tau, negatives, stop_gradient), z)
+    scale = max(1.0, 0.1 / tau)  # a gradient is as large as 1 / tau
+    assert value == pytest.approx(expected, rel=tolerance, abs=tolerance)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=tolerance * scale, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.25, 1.0])
+def test_fraction_of_negatives(fraction: float) -> None:
+    z = unit(10, 4)
+    for negatives in ("hard", "easy"):
+        ours = invariant_spreading_loss(z, 0.1, negatives, fraction=fraction)
+        assert ours.item() == pytest.approx(naive(z, 0.1, negatives, True, fraction).item(), rel=1e-10)
+    if fraction == 1.0:
+        assert ours.item() == pytest.approx(invariant_spreading_loss(z).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("negatives", ["all", "hard", "easy"])
+@pytest.mark.parametrize("tau", [0.01, 0.1])
+def test_identical_embeddings_are_finite(negatives: str, tau: float) -> None:
+    z = unit(1, 8, dtype=torch.float32).repeat(16, 1).requires_grad_()
+    value, gradient = value_and_gradient(invariant_spreading_loss(z, tau, negatives), z)
+    kept = 14 if negatives == "all" else 7
+    # All alike: P = 1/(kept + 1) everywhere.
+    assert value == pytest.approx(math.log(kept + 1) - kept * math.log(kept / (kept + 1)), rel=1e-5)
+    assert gradient.isfinite().all()
+
+
+def test_a_negative_that_is_certain() -> None:
+    """A negative equal to its anchor beside a partner far away: P rounds to 1 in float32, log(1 - P) must not."""
+    z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]).requires_grad_()
+    value, gradient = value_and_gradient(invariant_spreading_loss(z, 0.01, stop_gradient=False), z)
+    expected, expected_gradient = value_and_gradient(naive(z, 0.01, "all", False), z)
+    assert value == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-4)
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    z = unit(8, 16).to(torch.bfloat16)
+    assert invariant_spreading_loss(z).item() == invariant_spreading_loss(z.float()).item()
+
+
+@pytest.mark.parametrize(
+    ("z", "message"),
+    [
+        (torch.ones(2, 4), r"\(2, 4\)"),
+        (torch.ones(5, 4), r"\(5, 4\)"),
+        (torch.ones(8), r"\(8,\)"),
+        (torch.full((4, 4), torch.nan), r"\(4, 4\).*finite"),
+    ],
+)
+def test_bad_embeddings_raise_with_their_shape(z: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        invariant_spreading_loss(z)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"negatives": "semi"}, {"fraction": 0.0}])
+def test_bad_options_raise_when_the_method_is_made(options: dict) -> None:
+    valid = {"temperature": 0.1, "negatives": "all", "stop_gradient": True, "fraction": 0.5}
+    with pytest.raises(ValueError, match=f"method.{next(iter(options))}"):
+        InvariantSpreading(**valid | options)
+
+
+def test_the_terms_add_up() -> None:
+    terms = InvariantSpreading(0.1, "all", True, 0.5)(unit(8, 4), torch.arange(4))
+    assert terms["loss"].item() == pytest.approx((terms["positive"] + terms["negative"]).item())
+    assert terms["loss"].item() == pytest.approx(invariant_spreading_loss(unit(8, 4)).item())
