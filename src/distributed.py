@@ -3,7 +3,7 @@
 import torch
 import torch.distributed
 import torch.distributed.nn.functional
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def _alone() -> bool:
@@ -36,6 +36,17 @@ def gather_unique(index: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
     first[1:] = ordered[1:] != ordered[:-1]
     order = order[first]
     return tuple(tensor[order] for tensor in (index, *rows))
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Give every rank the buffers of rank 0, which are those that a checkpoint holds.
+
+    Batch norm's running statistics drift apart between ranks, and an evaluation shared among them would then score a
+    network that is not the one saved.
+    """
+    if not _alone():
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def _gather(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from src.backbones.head import Head
+from src.distributed import broadcast_buffers
 
 
 class EmbeddingModule(pl.LightningModule):
@@ -66,6 +67,9 @@ class EmbeddingModule(pl.LightningModule):
             self.log(f"train/{name}", term, on_step=True, on_epoch=True, prog_bar=bar, batch_size=size)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         return loss
+
+    def on_validation_epoch_start(self) -> None:
+        broadcast_buffers(self)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """What the evaluation callback gathers: `index`, `label` and `embedding` of clean images."""

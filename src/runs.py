@@ -31,7 +31,9 @@ def begin(folder: Path, config: DictConfig) -> None:
         )
         if changed:
             differences = ", ".join(f"{key}: {before.get(key)} became {now.get(key)}" for key in changed[:5])
-            raise ValueError(f"{folder} holds an unfinished run of another config ({differences}): choose another run_dir")
+            raise ValueError(
+                f"{folder} holds an unfinished run of another config ({differences}): choose another run_dir"
+            )
     write_atomically(path, OmegaConf.to_yaml(config))
 
 
@@ -124,6 +126,10 @@ def _flat(config: Any) -> dict[str, Any]:
     def walk(prefix: str, node: Any) -> dict[str, Any]:
         if not isinstance(node, dict):
             return {prefix: node}
-        return {key: value for name in node for key, value in walk(f"{prefix}{'.' * bool(prefix)}{name}", node[name]).items()}
+        return {
+            key: value
+            for name in node
+            for key, value in walk(f"{prefix}{'.' * bool(prefix)}{name}", node[name]).items()
+        }
 
     return walk("", OmegaConf.to_container(config))

@@ -29,6 +29,8 @@ def main(config: DictConfig) -> float:
     OmegaConf.resolve(config)
     config.trainer.accelerator = select_accelerator(config.trainer.accelerator)
     config.trainer.precision = select_precision(config.trainer.precision, config.trainer.accelerator)
+    if config.trainer.sync_batchnorm == "auto":
+        config.trainer.sync_batchnorm = config.trainer.accelerator == "gpu"  # torch has none for CPUs
     ranks = count_ranks(config.trainer.accelerator, config.trainer.devices)
     runs.begin(folder, config)
     if ranks > 1 and "LOCAL_RANK" not in os.environ:
@@ -151,7 +153,9 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> None:
 
 def summary(results: dict[str, Any]) -> str:
     """The scores before and after, a line each."""
-    rows = [(name, results["untrained"], results["last"], results["best"]) for name in results["last"] if name != "epoch"]
+    rows = [
+        (name, results["untrained"], results["last"], results["best"]) for name in results["last"] if name != "epoch"
+    ]
     lines = [f"{'':12}untrained     last     best"]
     for name, untrained, last, best in rows:
         if name in untrained:

@@ -1,8 +1,8 @@
 """Image operations on whole batches, each image with its own parameters.
 
 Images are float tensors `(N, 3, H, W)` in grey levels, 0 to 255. Given the same parameters, every operation agrees
-with its namesake in `torchvision.transforms.functional` on uint8 tensors to within one grey level: torchvision goes back to
-whole levels after each operation, these do not.
+with its namesake in `torchvision.transforms.functional` on uint8 tensors to within one grey level: torchvision goes
+back to whole levels after each operation, these do not.
 """
 
 import torch

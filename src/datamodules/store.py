@@ -1,8 +1,8 @@
 """The store: a dataset decoded once, as uint8 images in `.npy` files that training maps into memory.
 
 A store is a folder with `meta.json` and, for each split, `<split>_images.npy` uint8 `(N, H, W, 3)` and
-`<split>_labels.npy` int64 `(N,)`, class numbers or -1 for unlabelled. It is built in a folder beside its own and renamed
-when complete, so a store that exists is whole.
+`<split>_labels.npy` int64 `(N,)`, class numbers or -1 for unlabelled. It is built in a folder beside its own and
+renamed when complete, so a store that exists is whole.
 """
 
 import json

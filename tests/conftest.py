@@ -1,0 +1,105 @@
+"""Shared fixtures: a loopback web server, a small store, and the entry points run as a user runs them."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from src.datamodules.store import prepare_store, write_split
+
+ROOT = Path(__file__).parent.parent
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@dataclass
+class Server:
+    """Files by name; `cut[name]` breaks the first answer off after so many bytes; `asked` is the log of ranges."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    cut: dict[str, int] = field(default_factory=dict)
+    asked: list[str | None] = field(default_factory=list)
+    url: str = ""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = self.path.lstrip("/")
+            state.asked.append(self.headers.get("Range"))
+            if name not in state.files:
+                self.send_error(404)
+                return
+            content = state.files[name]
+            start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-")) if "Range" in self.headers else 0
+            if start >= len(content):
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            stop = state.cut.pop(name, len(content))
+            self.wfile.write(content[start:stop])
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        state.url = f"http://127.0.0.1:{http.server_port}"
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield state
+        http.shutdown()
+
+
+def small_store(path: Path, train: int = 20, test: int = 11, classes: int = 3, size: int = 8) -> None:
+    """A store of noise."""
+    rng = np.random.default_rng(0)
+
+    def build(folder: Path) -> dict[str, object]:
+        for split, count in (("train", train), ("test", test)):
+            images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+            write_split(folder, split, images, np.arange(count) % classes)
+        return {"classes": [str(c) for c in range(classes)], "source": "noise"}
+
+    prepare_store(path, build)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of stores for all the tests that run the entry points."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def run(cache: Path, tmp_path: Path) -> Run:
+    """Call `python -m MODULE ARGUMENTS` in the checkout, without W&B credentials of the machine's."""
+
+    def call(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
+        env = inherited | {"ISIF_CACHE": str(cache), "HOME": str(tmp_path), "COLUMNS": "200"} | environment
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=600,
+        )
+
+    return call

@@ -1,0 +1,176 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from src.augmentations.random import Augmentation, RandomHorizontalFlip, RandomResizedCrop
+from src.datamodules.base import StoreDataModule
+from src.datamodules.digits import Digits
+from src.datamodules.store import read_store
+from tests.conftest import small_store
+
+
+def make(cache: Path, kind: type[StoreDataModule] = StoreDataModule, **changes: Any) -> StoreDataModule:
+    options: dict[str, Any] = {
+        "name": "store",
+        "cache_dir": str(cache),
+        "image_size": 8,
+        "mean": [10.0, 20.0, 30.0],
+        "std": [2.0, 4.0, 8.0],
+        "batch_size": 4,
+        "eval_batch_size": 6,
+        "limit": None,
+        "resident": "auto",
+        "augmentation": Augmentation(
+            8, crop=RandomResizedCrop(8, (0.2, 1), (0.75, 1.33)), flip=RandomHorizontalFlip(0.5)
+        ),
+        "seed": 0,
+    }
+    return kind(**options | changes)
+
+
+def ready(cache: Path, **changes: Any) -> StoreDataModule:
+    datamodule = make(cache, **changes)
+    datamodule.setup()
+    return datamodule
+
+
+class Recorder(pl.LightningModule):
+    """Keeps every training batch it is given, and learns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.batches: list[tuple[int, list[int], Tensor]] = []
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.batches.append((self.current_epoch, batch["index"].tolist(), batch["views"].clone()))
+        return self.weight * 0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(datamodule: StoreDataModule, epochs: int, path: Path, resume: Path | None = None) -> Recorder:
+    datamodule.setup()
+    module = Recorder()
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True)
+    trainer.save_checkpoint(path)
+    return module
+
+
+def test_views_are_paired_draws_of_the_same_image(tmp_path: Path) -> None:
+    small_store(tmp_path / "store")
+    datamodule = make(tmp_path, augmentation=Augmentation(8, flip=RandomHorizontalFlip(0.5)))
+    module = fit(datamodule, 1, tmp_path / "a.ckpt")
+    images = read_store(tmp_path / "store").splits["train"].images
+    mean, std = torch.tensor([10.0, 20.0, 30.0]), torch.tensor([2.0, 4.0, 8.0])
+    assert [len(index) for _, index, _ in module.batches] == [4] * 5
+    flips = 0
+    for _, index, views in module.batches:
+        assert views.shape == (8, 3, 8, 8)
+        for row, view in enumerate(views):
+            expected = ((images[index[row % 4]].float() - mean) / std).permute(2, 0, 1)
+            same, flipped = torch.allclose(view, expected), torch.allclose(view, expected.flip(-1))
+            assert same or flipped
+            flips += flipped
+    assert 5 < flips < 35, "each view has its own coin"
+
+
+def test_every_epoch_has_its_own_order_and_draws_and_a_seed_repeats_them(tmp_path: Path) -> None:
+    small_store(tmp_path / "store")
+    first, again = (fit(make(tmp_path), 2, tmp_path / f"{name}.ckpt") for name in "ab")
+    other = fit(make(tmp_path, seed=1), 2, tmp_path / "c.ckpt")
+    for (_, index, views), (_, index_again, views_again) in zip(first.batches, again.batches, strict=True):
+        assert index == index_again
+        assert torch.equal(views, views_again)
+    epochs = [[index for epoch, index, _ in first.batches if epoch == e] for e in (0, 1)]
+    assert epochs[0] != epochs[1]
+    assert [index for _, index, _ in other.batches] != [index for _, index, _ in first.batches]
+    assert len({views.sum().item() for _, _, views in first.batches}) == 10
+
+
+def test_a_resumed_run_sees_what_the_whole_run_saw(tmp_path: Path) -> None:
+    small_store(tmp_path / "store")
+    whole = fit(make(tmp_path), 3, tmp_path / "whole.ckpt")
+    fit(make(tmp_path), 1, tmp_path / "part.ckpt")
+    rest = fit(make(tmp_path), 3, tmp_path / "rest.ckpt", resume=tmp_path / "part.ckpt")
+    assert [epoch for epoch, _, _ in rest.batches] == [1] * 5 + [2] * 5
+    for (_, index, views), (_, index_rest, views_rest) in zip(whole.batches[5:], rest.batches, strict=True):
+        assert index == index_rest
+        assert torch.equal(views, views_rest)
+
+
+def test_evaluation_sees_every_image_once_and_clean(tmp_path: Path) -> None:
+    small_store(tmp_path / "store")
+    datamodule = ready(tmp_path, image_size=6)
+    splits = read_store(tmp_path / "store").splits
+    for number, (name, loader) in enumerate(zip(("train", "test"), datamodule.val_dataloader(), strict=True)):
+        batches = [datamodule.on_after_batch_transfer(batch, number) for batch in loader]
+        images = torch.cat([batch["image"] for batch in batches])
+        assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(len(splits[name])))
+        assert torch.equal(torch.cat([batch["label"] for batch in batches]), splits[name].labels)
+        expected = splits[name].images[:, 1:7, 1:7].float().permute(0, 3, 1, 2)
+        back = images * torch.tensor([2.0, 4.0, 8.0]).view(3, 1, 1) + torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1)
+        torch.testing.assert_close(back, expected)
+
+
+def test_limit_draws_evenly_and_indexes_from_zero(tmp_path: Path) -> None:
+    small_store(tmp_path / "store")
+    datamodule = ready(tmp_path, limit=6)
+    assert datamodule.gallery_size == 6
+    gallery = next(iter(datamodule.val_dataloader()[0]))
+    assert gallery["index"].tolist() == list(range(6))
+    assert gallery["label"].bincount().tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 1}, "dataset.batch_size=1"),
+        ({"batch_size": 21}, "dataset.batch_size=21 .* 20 training images.*to 20 or less"),
+        ({"limit": 21}, "dataset.limit=21"),
+        ({"limit": 3}, "dataset.batch_size=4 .* 3 training images"),
+        ({"resident": "maybe"}, "dataset.resident='maybe'"),
+    ],
+)
+def test_impossible_settings_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    small_store(tmp_path / "store")
+    with pytest.raises(ValueError, match=message):
+        ready(tmp_path, **changes).check(ranks=1)
+
+
+def test_a_batch_must_fit_on_every_rank(tmp_path: Path) -> None:
+    small_store(tmp_path / "store")
+    datamodule = ready(tmp_path, batch_size=8)
+    datamodule.check(ranks=2)
+    with pytest.raises(ValueError, match=r"on 3 rank\(s\) is more than the 20 training images: .* to 6 or less"):
+        datamodule.check(ranks=3)
+
+
+def test_digits_are_scikit_learns(tmp_path: Path) -> None:
+    datamodule = make(tmp_path, Digits, name="digits", image_size=32)
+    datamodule.prepare_data()
+    store = read_store(tmp_path / "digits")
+    train, test = store.splits["train"], store.splits["test"]
+    assert (len(train), len(test)) == (1437, 360)
+    assert train.images.shape[1:] == (32, 32, 3)
+    shares = [split.labels.bincount() / len(split) for split in (train, test)]
+    assert (shares[0] - shares[1]).abs().max() < 0.01, "stratified"
+    flat = [split.images.numpy().reshape(len(split), -1) for split in (train, test)]
+    together = {row.tobytes() for row in flat[0]} & {row.tobytes() for row in flat[1]}
+    assert not together, "no image in both"
+    assert np.ptp(flat[0]) == 255

@@ -1,0 +1,120 @@
+"""Two gloo processes on CPU against one process with all the images."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from torch import nn
+from torch.nn.functional import normalize
+from torch.nn.parallel import DistributedDataParallel
+
+from src.distributed import broadcast_buffers, gather_unique, gather_views
+from src.methods.invariant_spreading import InvariantSpreading
+
+RANKS = 2
+
+
+def _start(rank: int, port: int, function: Callable[[int, Path], None], folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
+    function(rank, folder)
+    torch.distributed.destroy_process_group()
+
+
+def on_two_ranks(function: Callable[[int, Path], None], folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_start, (port, function, folder), nprocs=RANKS)
+
+
+class Tiny(nn.Module):
+    """Without batch norm, so that a rank's images do not change another's embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 8)).double()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return normalize(self.layers(images), dim=1)
+
+
+def views() -> torch.Tensor:
+    """`(2, 8, 12)`: two views of eight images."""
+    return torch.randn(2, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def method(negatives: str, stop_gradient: bool) -> InvariantSpreading:
+    return InvariantSpreading(0.1, negatives, stop_gradient, 0.5)
+
+
+OPTIONS = [(negatives, stop) for negatives in ("all", "hard", "easy") for stop in (True, False)]
+
+
+def _train(rank: int, folder: Path) -> None:
+    own = views()[:, rank * 4 : rank * 4 + 4].flatten(0, 1)
+    results = []
+    for options in OPTIONS:
+        network = DistributedDataParallel(Tiny())
+        loss = method(*options)(network(own), torch.arange(4))["loss"]
+        loss.backward()
+        results.append((loss.detach(), [p.grad for p in network.parameters()]))
+    torch.save(results, folder / f"{rank}.pt")
+
+
+def test_loss_and_gradient_are_those_of_one_process(tmp_path: Path) -> None:
+    on_two_ranks(_train, tmp_path)
+    for rank in range(RANKS):
+        for options, (loss, gradients) in zip(OPTIONS, torch.load(tmp_path / f"{rank}.pt"), strict=True):
+            network = Tiny()
+            expected = method(*options)(network(views().flatten(0, 1)), torch.arange(8))["loss"]
+            expected.backward()
+            torch.testing.assert_close(loss, expected.detach(), rtol=1e-10, atol=1e-10)
+            for gradient, parameter in zip(gradients, network.parameters(), strict=True):
+                torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-10)
+
+
+def _evaluate(rank: int, folder: Path) -> None:
+    index = torch.arange(8)[rank::2] % 7  # seven images, padded to eight by repeating the first
+    torch.save(gather_unique(index, index * 10, index.float().view(-1, 1)), folder / f"{rank}.pt")
+
+
+def test_repeated_images_are_dropped(tmp_path: Path) -> None:
+    on_two_ranks(_evaluate, tmp_path)
+    for rank in range(RANKS):
+        index, tens, column = torch.load(tmp_path / f"{rank}.pt")
+        assert index.tolist() == list(range(7))
+        assert tens.tolist() == [10 * i for i in range(7)]
+        assert column.shape == (7, 1)
+
+
+def _drift(rank: int, folder: Path) -> None:
+    norm = nn.BatchNorm1d(3)
+    norm(torch.randn(4, 3, generator=torch.Generator().manual_seed(rank)))
+    broadcast_buffers(norm)
+    torch.save(norm.running_mean, folder / f"{rank}.pt")
+
+
+def test_buffers_follow_rank_0(tmp_path: Path) -> None:
+    on_two_ranks(_drift, tmp_path)
+    expected = nn.BatchNorm1d(3)
+    expected(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+    for rank in range(RANKS):
+        assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), expected.running_mean)
+
+
+def test_one_process_exchanges_nothing() -> None:
+    embeddings = torch.randn(4, 2, requires_grad=True)
+    assert gather_views(embeddings) is embeddings
+    index, rows = gather_unique(torch.tensor([2, 0, 2, 1]), torch.tensor([20, 0, 21, 10]))
+    assert (index.tolist(), rows.tolist()) == ([0, 1, 2], [0, 10, 20])
+
+
+@pytest.mark.parametrize("empty", [torch.empty(0, dtype=torch.long)])
+def test_nothing_to_gather(empty: torch.Tensor) -> None:
+    assert [len(tensor) for tensor in gather_unique(empty, empty)] == [0, 0]

@@ -1,0 +1,91 @@
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from src.backbones.resnet import resnet18
+from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss
+from src.module import EmbeddingModule
+
+
+def make(
+    milestones: tuple[int, ...] = (2, 3), factors: tuple[float, ...] = (0.1, 0.01), **options: Any
+) -> EmbeddingModule:
+    torch.manual_seed(0)
+    method = options.pop("method", None) or InvariantSpreading(0.1, "all", True, 0.5)
+    return EmbeddingModule(resnet18(8), method, 16, lambda p: torch.optim.SGD(p, lr=0.5), milestones, factors)
+
+
+def loader(batches: int = 1) -> DataLoader:
+    views = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return DataLoader([{"index": torch.arange(4), "views": views}] * batches, batch_size=None)  # type: ignore[arg-type]
+
+
+def fit(module: EmbeddingModule, epochs: int = 1, **options: Any) -> pl.Trainer:
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(module, loader())
+    return trainer
+
+
+def test_features_beside_the_embedding() -> None:
+    features, embedding = make()(torch.randn(2, 3, 32, 32))
+    assert features.shape == (2, 64)
+    assert embedding.shape == (2, 16)
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
+
+
+class Spy(InvariantSpreading):
+    """Keeps the embeddings it was given."""
+
+    def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
+        self.seen, self.autocast = embeddings.detach(), torch.is_autocast_enabled("cpu")
+        return super().forward(embeddings, index)
+
+
+def test_the_loss_is_float32_under_autocast() -> None:
+    module = make(method=Spy(0.1, "all", True, 0.5))
+    trainer = fit(module, precision="bf16-mixed")
+    spy = module.method
+    assert isinstance(spy, Spy)
+    assert not spy.autocast
+    assert spy.seen.dtype == torch.float32
+    exact = invariant_spreading_loss(spy.seen.double()).item()
+    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(exact, rel=1e-6)
+
+
+def test_schedule() -> None:
+    rates = []
+
+    class Rates(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    fit(make(), 5, callbacks=[Rates()])
+    assert rates == pytest.approx([0.5, 0.5, 0.05, 0.005, 0.005])
+
+
+@pytest.mark.parametrize(("milestones", "factors"), [((3, 2), (0.1, 0.1)), ((1, 2), (0.1,))])
+def test_impossible_schedules_are_named(milestones: tuple[int, ...], factors: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="schedule: milestones"):
+        make(milestones, factors)
+
+
+class Broken(nn.Module):
+    def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
+        return {"loss": embeddings.sum() * torch.nan}
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_batch() -> None:
+    with pytest.raises(FloatingPointError, match=r"became nan at step 0 \(epoch 0, batch 0, images \[0, 1, 2, 3\]\)"):
+        fit(make(method=Broken()))

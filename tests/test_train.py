@@ -1,0 +1,300 @@
+"""The entry points as a user runs them, on real digits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, Run
+
+QUICK = ("dataset.limit=300", "protocol.metrics.knn.k=20", "trainer.max_epochs=1", "logger=none")
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def learned(folder: Path) -> list[dict[str, float]]:
+    """The history without what depends on the machine's mood."""
+    return [{k: v for k, v in row.items() if k != "train/images_per_s"} for row in results(folder)["history"]]
+
+
+def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = run("src.train", "trainer.max_epochs=10", f"run_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(folder)
+    assert "W&B is offline; to upload this run: wandb sync" in done.stdout
+    assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
+
+    found = results(folder)
+    untrained, last, best = (found[name]["knn/top1"] for name in ("untrained", "last", "best"))
+    assert last >= untrained + 7, "ten epochs are worth seven points of kNN and more"
+    assert best >= last
+    assert found["last"]["epoch"] == 10
+    assert found["best"] == max(found["history"][1:], key=lambda row: row["knn/top1"])
+    assert [row["epoch"] for row in found["history"]] == list(range(11))
+    losses = [row["train/loss"] for row in found["history"][1:]]
+    assert losses[-1] < 0.8 * losses[0]
+    for row in found["history"][1:]:
+        assert row["train/loss"] == pytest.approx(row["train/positive"] + row["train/negative"], rel=1e-5)
+    assert found["protocol"]["metrics"]["knn"]["k"] == 200
+    assert found["protocol"]["stop_gradient"] is True
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert found["config"]["seed"] == found["seed"] == 0
+    assert found["images_per_s"] > 0
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+    for checkpoint in ("last", "best"):
+        again = run("src.evaluate", f"run={folder}", f"checkpoint={checkpoint}")
+        assert again.returncode == 0, again.stderr
+        for name in ("knn/top1", "knn/top5"):
+            score = f"{found[checkpoint][name]:.4f}"
+            assert f"{name}{score:>13}  results.json: {score}" in again.stdout.replace("    ", "    ")
+
+    before = (folder / "results.json").read_bytes()
+    refused = run("src.train", *QUICK, f"run_dir={folder}")
+    assert refused.returncode == 1
+    assert "holds a finished run (results.json): choose another run_dir" in refused.stderr
+    assert (folder / "results.json").read_bytes() == before
+
+
+def test_the_same_command_gives_the_same_numbers_and_another_seed_others(run: Run, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        done = run("src.train", *QUICK, f"seed={seed}", f"run_dir={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+    assert learned(tmp_path / "a") == learned(tmp_path / "b")
+    assert learned(tmp_path / "a")[1]["train/loss"] != learned(tmp_path / "c")[1]["train/loss"]
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(run: Run, tmp_path: Path, cache: Path) -> None:
+    arguments = [*QUICK, "trainer.max_epochs=4"]
+    assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
+
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "src.train", *arguments, f"run_dir={folder}"]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"ISIF_CACHE": str(cache)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "results.json").exists()
+
+    other = run("src.train", *arguments, "optimizer.lr=0.1", f"run_dir={folder}")
+    assert other.returncode == 1
+    assert "unfinished run of another config (optimizer.lr: 0.03 became 0.1)" in other.stderr
+
+    done = run("src.train", *arguments, f"run_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert f"going on from {folder}/checkpoints/last.ckpt" in done.stdout
+    assert results(folder)["resumed"] is True
+    assert learned(folder) == learned(tmp_path / "whole")
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, cache: Path) -> None:
+    command = [sys.executable, "-m", "src.train", *QUICK, "trainer.max_epochs=50", f"run_dir={tmp_path / 'run'}"]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"ISIF_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert f"Not finished; the same command with run_dir={tmp_path / 'run'} goes on from the last epoch." in output
+
+
+def test_a_multirun_leaves_complete_runs_of_their_own(run: Run, tmp_path: Path) -> None:
+    done = run(
+        "src.train",
+        "-m",
+        *QUICK[:3],
+        "augmentation=full,none",
+        "method.negatives=all,hard",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+    )
+    assert done.returncode == 0, done.stderr
+    folders = [tmp_path / "sweep" / str(number) for number in range(4)]
+    found = [results(folder) for folder in folders]
+    assert [(r["choices"]["augmentation"], r["config"]["method"]["negatives"]) for r in found] == [
+        ("full", "all"),
+        ("full", "hard"),
+        ("none", "all"),
+        ("none", "hard"),
+    ]
+    runs = [next((folder / "wandb").glob("offline-run-*")).name for folder in folders]
+    assert len(set(runs)) == 4
+    assert len({json.dumps(r["history"][1]["train/loss"]) for r in found}) == 4
+
+
+def test_one_bad_job_of_a_multirun_spares_the_others(run: Run, tmp_path: Path) -> None:
+    done = run(
+        "src.train", "-m", *QUICK, "protocol.metrics.knn.k=20,400", "seed=0", f"hydra.sweep.dir={tmp_path}/sweep"
+    )
+    assert done.returncode == 1
+    assert "protocol.metrics.knn.k=400, but the gallery has 300 images" in done.stderr
+    assert results(tmp_path / "sweep" / "0")["last"]["epoch"] == 1
+    assert not (tmp_path / "sweep" / "1" / "results.json").exists()
+
+
+def test_two_ranks(run: Run, tmp_path: Path) -> None:
+    """In a multirun, whose command line must not be started again by every rank; odd sizes; scored again the same."""
+    done = run(
+        "src.train",
+        "-m",
+        "trainer=ddp",
+        "trainer.devices=2",
+        "trainer.accelerator=cpu",
+        "dataset.limit=301",
+        "dataset.batch_size=32",
+        "dataset.eval_batch_size=64",
+        *QUICK[1:],
+        "seed=0,1",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()) == ["0", "1"]
+    one = run("src.train", "dataset.limit=301", *QUICK[1:], f"run_dir={tmp_path / 'one'}")
+    assert one.returncode == 0, one.stderr
+    found = results(tmp_path / "sweep" / "0")
+    assert found["untrained"] == results(tmp_path / "one")["untrained"], "the same network, scored by two or by one"
+    assert found["hardware"]["ranks"] == 2
+    again = run("src.evaluate", f"run={tmp_path / 'sweep' / '0'}")
+    assert again.stdout.count(f"{found['last']['knn/top1']:.4f}") == 2, again.stdout
+
+
+@pytest.mark.parametrize(("logger", "file"), [("csv", "metrics.csv"), ("tensorboard", "tensorboard/events.*")])
+def test_other_loggers(run: Run, tmp_path: Path, logger: str, file: str) -> None:
+    done = run("src.train", *QUICK[:3], f"logger={logger}", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    (written,) = (tmp_path / "run").glob(file)
+    if logger == "csv":
+        header = written.read_text().splitlines()[0].split(",")
+        curves = {"train/loss_step", "train/positive_step", "train/negative_step", "train/lr", "train/images_per_s"}
+        assert curves | {"knn/top1", "knn/top5"} <= set(header)
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+def test_an_unreachable_wandb_server_is_no_obstacle(run: Run, tmp_path: Path) -> None:
+    credentials = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    done = run("src.train", *QUICK[:3], f"run_dir={tmp_path / 'run'}", **credentials)
+    assert done.returncode == 0, done.stderr
+    assert "W&B is offline" in done.stdout
+    assert "0" * 40 not in done.stdout + done.stderr
+    assert results(tmp_path / "run")["last"]["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dataset=nope"], "Could not find 'dataset/nope'"),
+        (["dataset.batchsize=3"], "Key 'batchsize' is not in struct"),
+        (["method.temprature=3"], "Key 'temprature' is not in struct"),
+        (["dataset.batch_size=1"], "dataset.batch_size=1"),
+        (["dataset.batch_size=2000"], "dataset.batch_size=2000"),
+        (["dataset.limit=5000"], "dataset.limit=5000"),
+        (["protocol.metrics.knn.k=5000"], "protocol.metrics.knn.k=5000, but the gallery has 1437 images"),
+        (["method.temperature=0"], "method.temperature=0"),
+        (["method.negatives=soft"], "method.negatives='soft'"),
+        (["augmentation.gray.p=2"], "augmentation.gray.p=2"),
+        (["trainer.accelerator=tpu"], "trainer.accelerator=tpu"),
+        (["trainer.devices=none"], "trainer.devices=none"),
+        (["schedule.milestones=[5]"], "milestones [5]"),
+        (["trainer.precision=fp17"], "fp17"),
+        (["dataset.image_size=64"], "64 pixels is larger than the 32x32 images"),
+        (["run_dir=/proc/none/run"], "/proc/none"),
+        (["cache_dir=/proc/none"], "/proc/none"),
+        (["optimizer.lr=1e30"], "the loss became"),
+    ],
+)
+def test_bad_input_ends_in_one_message(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = run("src.train", "logger=none", f"run_dir={tmp_path / 'run'}", *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert "Epoch 1" not in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_asked_for_and_absent(run: Run, tmp_path: Path) -> None:
+    done = run("src.train", "trainer.accelerator=gpu", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: trainer.accelerator=gpu, but none is visible here")
+
+
+def test_the_full_traceback_on_request(run: Run, tmp_path: Path) -> None:
+    done = run("src.train", "dataset.batch_size=1", f"run_dir={tmp_path / 'run'}", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_damaged_files_are_named(run: Run, tmp_path: Path) -> None:
+    """A corrupt store and an unreadable checkpoint, met before any training."""
+    folder, cache = tmp_path / "run", tmp_path / "cache"
+    arguments = [*QUICK, f"run_dir={folder}", f"cache_dir={cache}"]
+    assert run("src.train", *arguments).returncode == 0
+    (folder / "results.json").unlink()
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"half a checkpoint")
+    for done in (run("src.train", *arguments), run("src.evaluate", f"run={folder}")):
+        assert done.returncode == 1
+        assert f"the checkpoint {folder}/checkpoints/last.ckpt cannot be read" in done.stderr
+    (cache / "digits" / "train_labels.npy").write_bytes(b"")
+    done = run("src.train", *QUICK, f"run_dir={tmp_path / 'other'}", f"cache_dir={cache}")
+    assert done.returncode == 1
+    assert f"the store {cache}/digits is damaged" in done.stderr
+
+
+def test_evaluate_names_what_is_missing(run: Run, tmp_path: Path) -> None:
+    for argument, message in (
+        (f"run={tmp_path}", "no run is there"),
+        ("checkpoint=best", "run"),
+    ):
+        done = run("src.evaluate", argument)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_help_and_config_need_no_torch(run: Run) -> None:
+    script = "import sys, src.train, src.evaluate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+    for module in ("src.train", "src.evaluate"):
+        page = run(module, "--help")
+        assert page.returncode == 0, page.stderr
+        assert f"python -m {module}" in page.stdout
+    options = run("src.train", "--help").stdout
+    for choice in (
+        "cifar10, digits",
+        "full, no_crop, no_flip, no_gray, no_jitter, none",
+        "cifar10_official, cifar10_paper",
+    ):
+        assert choice in options
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
+def test_every_experiment_composes(run: Run, experiment: str) -> None:
+    done = run("src.train", f"experiment={experiment}", "--cfg", "job", "--resolve", "hydra.runtime.output_dir=x")
+    assert done.returncode == 0, done.stderr
