@@ -28,14 +28,14 @@ def gather_unique(index: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
     A distributed sampler repeats images to give every rank as many; the repeats go, so the result is what one
     process has.
     """
-    if not _alone():
-        index, *rows = (_gather(tensor) for tensor in (index, *rows))
+    tensors = (index, *rows) if _alone() else tuple(_gather(tensor) for tensor in (index, *rows))
+    index = tensors[0]
     order = index.argsort(stable=True)
     ordered = index[order]
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
     order = order[first]
-    return tuple(tensor[order] for tensor in (index, *rows))
+    return tuple(tensor[order] for tensor in tensors)
 
 
 def broadcast_buffers(module: nn.Module) -> None:

@@ -67,7 +67,7 @@ def settle() -> None:
     warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.` is deprecated.*")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     # Deterministic mode would also fill every fresh tensor, to expose code that reads uninitialised memory.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def describe_hardware(accelerator: str, ranks: int) -> dict[str, str | int]:

@@ -26,7 +26,7 @@ def wandb_logger(save_dir: str, project: str, entity: str | None, name: str | No
         save_dir: run folder, where the files of an offline run wait to be synchronised.
         project, entity, name, tags: as in `wandb.init`.
     """
-    if rank_zero_only.rank > 0:
+    if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
         return WandbLogger(save_dir=save_dir, project=project)
     options: dict[str, Any] = {"dir": save_dir, "project": project, "entity": entity, "name": name, "tags": tags}
     settings = wandb.Settings(init_timeout=PATIENCE, console="off", silent=True)
@@ -44,10 +44,9 @@ def wandb_logger(save_dir: str, project: str, entity: str | None, name: str | No
     return WandbLogger(experiment=run, save_dir=save_dir)
 
 
-def finish(loggers: list[Logger], failed: bool) -> None:
-    """Close the run's loggers, so that the next run of the process starts its own."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            wandb.finish(exit_code=int(failed))
-        else:
-            logger.finalize("failed" if failed else "success")
+def finish(logger: Logger | None, failed: bool) -> None:
+    """Close the run's logger, so that the next run of the process starts its own."""
+    if isinstance(logger, WandbLogger):
+        wandb.finish(exit_code=int(failed))
+    elif logger:
+        logger.finalize("failed" if failed else "success")

@@ -79,6 +79,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> None:
 
     from src import hardware
     from src.callbacks.evaluation import Evaluation
+    from src.callbacks.history import History
     from src.loggers import finish
 
     started = time.perf_counter()
@@ -91,33 +92,38 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> None:
     datamodule, module, metrics = assemble(config, ranks)
     if config.compile:
         module.backbone.compile()
-    callbacks = {name: instantiate(callback) for name, callback in config.callbacks.items() if callback}
-    trainer = instantiate(
-        config.trainer,
-        logger=instantiate(config.logger) if config.logger else False,
-        callbacks=[Evaluation(metrics), *callbacks.values()],
-        default_root_dir=str(folder),
-    )
+    callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
     facts = hardware.describe_hardware(config.trainer.accelerator, ranks)
-    if trainer.is_global_zero:
-        print(
-            f"{config.dataset.name}: {datamodule.gallery_size:,} training and {datamodule.query_size:,} test images; "
-            f"{choices['backbone']}, {sum(p.numel() for p in module.parameters()):,} parameters; "
-            f"{config.trainer.precision} on {ranks} x {facts.get('gpu', facts['cpu'])}"
-            + (f"; going on from {last}" if last else ""),
-            flush=True,
-        )
-        for logger in trainer.loggers:
-            logger.log_hyperparams(OmegaConf.to_container(config))
-    finished = False
+    history, monitor = History(), config.protocol.monitor
+    logger = instantiate(config.logger) if config.logger else None
+    results = None
     try:
+        trainer = instantiate(
+            config.trainer,
+            logger=logger or False,
+            callbacks=[Evaluation(metrics), history, *callbacks],
+            default_root_dir=str(folder),
+        )
+        if trainer.is_global_zero:
+            parameters = sum(parameter.numel() for parameter in module.parameters())
+            print(
+                f"{config.dataset.name}: {datamodule.gallery_size:,} training and {datamodule.query_size:,} test "
+                f"images; {choices['backbone']}, {parameters:,} parameters; "
+                f"{config.trainer.precision} on {ranks} x {facts.get('gpu', facts['cpu'])}"
+                + (f"; going on from {last}" if last else ""),
+                flush=True,
+            )
+            if logger:
+                logger.log_hyperparams(OmegaConf.to_container(config))
         if last is None:
             trainer.validate(module, datamodule, verbose=False)
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
-        history, monitor = callbacks["history"], config.protocol.monitor
+        best = history.best(monitor)  # the epoch that best.ckpt holds
+        if monitor not in history.rows[-1]:
+            trainer.validate(module, datamodule, verbose=False)
         results = {
-            "last": history.last(monitor),
-            "best": history.best(monitor),
+            "last": history.rows[-1],
+            "best": best,
             "untrained": history.rows[0],
             "monitor": monitor,
             "protocol": {
@@ -140,12 +146,10 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> None:
         }
         if trainer.is_global_zero:
             runs.write_results(folder, results)
-        finished = True
     finally:
-        if trainer.is_global_zero:
-            finish(trainer.loggers, failed=not finished)
-            if not finished and runs.last_checkpoint(folder):
-                print(f"Not finished; the same command with run_dir={folder} goes on from the last epoch.", flush=True)
+        finish(logger, failed=results is None)
+        if results is None and runs.last_checkpoint(folder):
+            print(f"Not finished; the same command with run_dir={folder} goes on from the last epoch.", flush=True)
     if trainer.is_global_zero:
         print(summary(results))
         print(folder, flush=True)

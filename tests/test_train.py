@@ -67,6 +67,15 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
     assert (folder / "results.json").read_bytes() == before
 
 
+def test_the_last_epoch_is_scored_whatever_the_interval(run: Run, tmp_path: Path) -> None:
+    arguments = [*QUICK[:2], "logger=none", "trainer.check_val_every_n_epoch=2", f"run_dir={tmp_path / 'run'}"]
+    done = run("src.train", *arguments, "trainer.max_epochs=3")
+    assert done.returncode == 0, done.stderr
+    found = results(tmp_path / "run")
+    assert ["knn/top1" in row for row in found["history"]] == [True, False, True, True]
+    assert (found["last"]["epoch"], found["best"]["epoch"]) == (3, 2)
+
+
 def test_the_same_command_gives_the_same_numbers_and_another_seed_others(run: Run, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         done = run("src.train", *QUICK, f"seed={seed}", f"run_dir={tmp_path / name}")
@@ -223,7 +232,7 @@ def test_an_unreachable_wandb_server_is_no_obstacle(run: Run, tmp_path: Path) ->
         (["trainer.devices=none"], "trainer.devices=none"),
         (["schedule.milestones=[5]"], "milestones [5]"),
         (["trainer.precision=fp17"], "fp17"),
-        (["dataset.image_size=64"], "64 pixels is larger than the 32x32 images"),
+        (["dataset.image_size=64"], "dataset.image_size=64"),
         (["run_dir=/proc/none/run"], "/proc/none"),
         (["cache_dir=/proc/none"], "/proc/none"),
         (["optimizer.lr=1e30"], "the loss became"),

@@ -53,4 +53,5 @@ class Evaluation(pl.Callback):
 
 def _collect(batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
     index, embedding, label = (torch.cat([batch[key] for batch in batches]) for key in ("index", "embedding", "label"))
-    return gather_unique(index, embedding, label)[1:]
+    _, embedding, label = gather_unique(index, embedding, label)
+    return embedding, label

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 matplotlib.use("Agg")
 
@@ -27,8 +28,9 @@ class History(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._scores = {name: value for name, value in metrics.items() if not name.startswith("train/")}
-        if trainer.state.fn == "validate":
-            self.rows = [{"epoch": 0, **self._scores}]
+        if trainer.state.fn == "validate":  # apart from training: the untrained network, or the last epoch's
+            self.rows = self.rows or [{"epoch": 0}]
+            self.rows[-1] |= self._scores
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._scores = {}
@@ -51,15 +53,12 @@ class History(pl.Callback):
 
     def median(self, name: str) -> float:
         """The middle of the epochs' values of `name`."""
-        return median(row[name] for row in self.rows if name in row)
+        return median([row[name] for row in self.rows if name in row] or [0.0])
 
     def best(self, monitor: str) -> Row:
-        """The trained epoch with the highest `monitor`, the first of equals."""
-        return max((row for row in self.rows[1:] if monitor in row), key=lambda row: row[monitor])
-
-    def last(self, monitor: str) -> Row:
-        """The last trained epoch that was scored."""
-        return [row for row in self.rows[1:] if monitor in row][-1]
+        """The scored epoch with the highest `monitor`, first of equals; the untrained only if there is no other."""
+        scored = [row for row in self.rows if monitor in row]
+        return max(scored[1:] or scored, key=lambda row: row[monitor])
 
 
 def draw_curves(rows: list[Row], path: Path) -> None:
@@ -74,7 +73,9 @@ def draw_curves(rows: list[Row], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), marker=".", label=name)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-        axes.legend()
+        if curves:
+            axes.legend()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch (0: untrained)")
     partial = path.with_name(f".{path.name}")
     figure.savefig(partial, format="png", dpi=120)

@@ -37,7 +37,8 @@ class BatchedSplit(Dataset[Batch]):
         return batch | ({"row": row} if self.on_device else {"image": self.split.images[row]})
 
 
-def _whole(batch: Batch) -> Batch:
+def _whole(batch: Any) -> Any:
+    """A batch comes out of the dataset whole; there is nothing to collate."""
     return batch
 
 
@@ -105,8 +106,13 @@ class StoreDataModule(pl.LightningDataModule):
         self.train_rows = class_balanced_draw(train.labels, limit)
 
     def check(self, ranks: int) -> None:
-        """Raise a ValueError if the training images do not fill one batch on each of `ranks`."""
-        images = len(self.train_rows)
+        """Raise a ValueError if the images are too small, or too few to fill one batch on each of `ranks`."""
+        assert self.store is not None
+        images, side = len(self.train_rows), min(self.store.splits["train"].images.shape[1:3])
+        if not 1 <= self.image_size <= side:
+            raise ValueError(
+                f"dataset.image_size={self.image_size}: the store has images of {side} pixels, choose 1 to {side}"
+            )
         if self.batch_size * ranks > images:
             raise ValueError(
                 f"dataset.batch_size={self.batch_size} on {ranks} rank(s) is more than the {images} training images: "

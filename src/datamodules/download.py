@@ -34,7 +34,7 @@ def download(url: str, path: Path, md5: str) -> Path:
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
         have = part.stat().st_size if part.exists() else 0
         kept = f"; {have:,} bytes are kept in {part}, run again to resume" if have else ""
-        raise OSError(f"{url} could not be downloaded: {getattr(error, 'reason', None) or error!r}{kept}") from error
+        raise OSError(f"{url} could not be downloaded: {getattr(error, 'reason', error)}{kept}") from error
     found = _md5(part)
     if found != md5:
         part.unlink()

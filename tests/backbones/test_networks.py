@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 import torchvision
@@ -8,7 +10,7 @@ from src.backbones.resnet import SmallImageResNet, resnet18, resnet50
 
 @pytest.mark.parametrize("size", [32, 64, 96])
 @pytest.mark.parametrize(("make", "features"), [(resnet18, 128), (resnet50, 512)])
-def test_shapes(make: type[SmallImageResNet], features: int, size: int) -> None:
+def test_shapes(make: Callable[..., SmallImageResNet], features: int, size: int) -> None:
     network = make(width=16).eval()
     assert network.num_features == features
     with torch.no_grad():

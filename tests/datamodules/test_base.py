@@ -65,7 +65,6 @@ def fit(datamodule: StoreDataModule, epochs: int, path: Path, resume: Path | Non
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        limit_val_batches=0,
     )
     trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True)
     trainer.save_checkpoint(path)
@@ -144,6 +143,7 @@ def test_limit_draws_evenly_and_indexes_from_zero(tmp_path: Path) -> None:
         ({"batch_size": 21}, "dataset.batch_size=21 .* 20 training images.*to 20 or less"),
         ({"limit": 21}, "dataset.limit=21"),
         ({"limit": 3}, "dataset.batch_size=4 .* 3 training images"),
+        ({"image_size": 9}, "dataset.image_size=9: .* images of 8 pixels"),
         ({"resident": "maybe"}, "dataset.resident='maybe'"),
     ],
 )

@@ -1,0 +1,115 @@
+"""The callbacks on a trainer that extracts from two small loaders, against the metric computed apart."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader
+
+from src.callbacks.evaluation import Evaluation
+from src.callbacks.history import History, draw_curves
+from src.callbacks.throughput import Throughput
+from src.metrics.knn import WeightedKNN
+
+
+class Lookup(pl.LightningModule):
+    """Embeds each image as a fixed point that turns a little with every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.log("train/loss", self.weight * 1.0, on_step=True, on_epoch=True, batch_size=1)
+        return self.weight * 1.0
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        return {"index": batch["index"], "label": batch["label"], "embedding": normalize(batch["point"], dim=1)}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def split(count: int, seed: int) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(count, 4, generator=generator)
+    return [
+        {"index": torch.arange(count)[rows], "label": (points[:, 0] > 0).long()[rows], "point": points[rows]}
+        for rows in torch.arange(count).split(7)
+    ]
+
+
+def loader(batches: list[dict[str, Tensor]]) -> DataLoader:
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+def trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=list(callbacks),
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+
+
+def joined(batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    points = torch.cat([batch["point"] for batch in batches])
+    return normalize(points, dim=1), torch.cat([batch["label"] for batch in batches])
+
+
+def test_evaluation_scores_gallery_against_query(tmp_path: Path) -> None:
+    gallery, query = split(50, 0), split(23, 1)
+    expected = WeightedKNN(k=5)
+    expected.update(*joined(gallery), *joined(query))
+    run = trainer(tmp_path, Evaluation({"knn": WeightedKNN(k=5), "wide": WeightedKNN(k=50)}))
+    for _ in range(2):  # nothing is left over from the first time
+        run.validate(Lookup(), [loader(gallery), loader(query)], verbose=False)
+        assert run.callback_metrics["knn/top1"] == pytest.approx(expected.compute()["top1"].item())
+        assert 0 < run.callback_metrics["wide/top1"] <= 100
+
+
+def test_history_and_throughput(tmp_path: Path) -> None:
+    """Scores stand in the epochs that were scored, and only there."""
+    gallery, query, module = loader(split(50, 0)), loader(split(23, 1)), Lookup()
+    history = History()
+    run = trainer(
+        tmp_path,
+        Evaluation({"knn": WeightedKNN(k=5)}),
+        Throughput(),
+        history,
+        max_epochs=4,
+        check_val_every_n_epoch=2,
+        log_every_n_steps=1,
+    )
+    run.validate(module, [gallery, query], verbose=False)
+    run.fit(module, gallery, [gallery, query])
+    assert [row["epoch"] for row in history.rows] == [0, 1, 2, 3, 4]
+    assert ["knn/top1" in row for row in history.rows] == [True, False, True, False, True]
+    assert history.best("knn/top1")["epoch"] == 2, "the first of equals"
+    assert set(history.rows[1]) == {"epoch", "train/loss", "train/images_per_s"}
+    # Eight steps an epoch, each a tenth down: the mean over the first epoch, not its last step.
+    assert history.rows[1]["train/loss"] == pytest.approx(sum(1 - 0.1 * step for step in range(8)) / 8)
+    assert history.median("train/images_per_s") > 0
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    run.validate(module, [gallery, query], verbose=False)
+    assert [row["epoch"] for row in history.rows] == [0, 1, 2, 3, 4], "a score after training is the last epoch's"
+
+    restored = History()
+    restored.load_state_dict(history.state_dict())
+    assert restored.rows == history.rows
+
+
+def test_curves_replace_the_file_whole(tmp_path: Path) -> None:
+    for rows in ([{"epoch": 0, "knn/top1": 10.0}], [{"epoch": 0, "knn/top1": 10.0}, {"epoch": 1, "train/loss": 1.0}]):
+        draw_curves(rows, tmp_path / "curves.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
