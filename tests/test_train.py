@@ -58,7 +58,7 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
         assert again.returncode == 0, again.stderr
         for name in ("knn/top1", "knn/top5"):
             score = f"{found[checkpoint][name]:.4f}"
-            assert f"{name}{score:>13}  results.json: {score}" in again.stdout.replace("    ", "    ")
+            assert f"{name:12}{score:>9}  results.json: {score}" in again.stdout
 
     before = (folder / "results.json").read_bytes()
     refused = run("src.train", *QUICK, f"run_dir={folder}")
@@ -196,9 +196,11 @@ def test_two_ranks(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("logger", "file"), [("csv", "metrics.csv"), ("tensorboard", "tensorboard/events.*")])
 def test_other_loggers(run: Run, tmp_path: Path, logger: str, file: str) -> None:
-    done = run("src.train", *QUICK[:3], f"logger={logger}", f"run_dir={tmp_path / 'run'}")
+    done = run(
+        "src.train", *QUICK[:3], f"logger={logger}", "trainer.log_every_n_steps=1", f"run_dir={tmp_path / 'run'}"
+    )
     assert done.returncode == 0, done.stderr
-    (written,) = (tmp_path / "run").glob(file)
+    written = next((tmp_path / "run").glob(file))
     if logger == "csv":
         header = written.read_text().splitlines()[0].split(",")
         curves = {"train/loss_step", "train/positive_step", "train/negative_step", "train/lr", "train/images_per_s"}
@@ -251,7 +253,7 @@ def test_bad_input_ends_in_one_message(run: Run, tmp_path: Path, arguments: list
 def test_a_gpu_asked_for_and_absent(run: Run, tmp_path: Path) -> None:
     done = run("src.train", "trainer.accelerator=gpu", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: trainer.accelerator=gpu, but none is visible here")
+    assert "error: trainer.accelerator=gpu, but none is visible here: use trainer.accelerator=cpu" in done.stderr
 
 
 def test_the_full_traceback_on_request(run: Run, tmp_path: Path) -> None:
@@ -305,5 +307,5 @@ def test_help_and_config_need_no_torch(run: Run) -> None:
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
 def test_every_experiment_composes(run: Run, experiment: str) -> None:
-    done = run("src.train", f"experiment={experiment}", "--cfg", "job", "--resolve", "hydra.runtime.output_dir=x")
+    done = run("src.train", f"experiment={experiment}", "--cfg", "job")
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """What every epoch measured, kept through resumes, and drawn."""
 
 import os
+import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,7 +19,7 @@ Row = dict[str, float]
 class History(pl.Callback):
     """A row per epoch: its means and its scores; the row of epoch 0 is the untrained network's.
 
-    Draws `curves.png` in the run folder after each epoch.
+    Draws `curves.png` in the run folder after each epoch and, where no terminal shows a progress bar, prints a line.
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,8 @@ class History(pl.Callback):
         self.rows.append({"epoch": trainer.current_epoch + 1, **means, **self._scores})
         if trainer.is_global_zero:
             draw_curves(self.rows, Path(trainer.default_root_dir) / "curves.png")
+            if not sys.stdout.isatty():
+                print(", ".join(f"{name} {value:.6g}" for name, value in self.rows[-1].items()), flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
