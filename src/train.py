@@ -59,7 +59,7 @@ def assemble(config: DictConfig, ranks: int) -> tuple["StoreDataModule", "Embedd
     datamodule.check(ranks)
     metrics = {name: instantiate(metric) for name, metric in config.protocol.metrics.items()}
     for metric in metrics.values():
-        metric.check(datamodule.gallery_size)
+        metric.check(datamodule.gallery_labels, datamodule.query_labels)
     backbone = instantiate(config.backbone).to(memory_format=torch.channels_last)
     module = EmbeddingModule(
         backbone,
@@ -107,8 +107,8 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> None:
         if trainer.is_global_zero:
             parameters = sum(parameter.numel() for parameter in module.parameters())
             print(
-                f"{config.dataset.name}: {datamodule.gallery_size:,} training and {datamodule.query_size:,} test "
-                f"images; {choices['backbone']}, {parameters:,} parameters; "
+                f"{config.dataset.name}: {len(datamodule.gallery_labels):,} training and "
+                f"{len(datamodule.query_labels):,} test images; {choices['backbone']}, {parameters:,} parameters; "
                 f"{config.trainer.precision} on {ranks} x {facts.get('gpu', facts['cpu'])}"
                 + (f"; going on from {last}" if last else ""),
                 flush=True,
@@ -130,8 +130,8 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> None:
                 "name": choices["protocol"],
                 "preset": choices.get("experiment"),
                 "metrics": OmegaConf.to_container(config.protocol.metrics),
-                "gallery": f"{datamodule.gallery_size} training images",
-                "query": f"{datamodule.query_size} test images",
+                "gallery": f"{len(datamodule.gallery_labels)} training images",
+                "query": f"{len(datamodule.query_labels)} test images",
                 "stop_gradient": config.method.get("stop_gradient"),
             },
             "choices": choices,

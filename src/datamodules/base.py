@@ -120,15 +120,16 @@ class StoreDataModule(pl.LightningDataModule):
             )
 
     @property
-    def gallery_size(self) -> int:
-        """Images in the gallery: those trained on."""
-        return len(self.train_rows)
+    def gallery_labels(self) -> Tensor:
+        """Of the gallery, the images trained on: `(G,)`."""
+        assert self.store is not None
+        return self.store.splits["train"].labels[self.train_rows]
 
     @property
-    def query_size(self) -> int:
-        """Images in the test set."""
+    def query_labels(self) -> Tensor:
+        """Of the test set: `(Q,)`."""
         assert self.store is not None
-        return len(self.store.splits["test"])
+        return self.store.splits["test"].labels
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader("train", self.batch_size, shuffle=True)

@@ -59,8 +59,9 @@ class WeightedKNN(Metric):
         self.add_state("hits", torch.zeros(len(self.top), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def check(self, gallery_size: int) -> None:
+    def check(self, gallery_labels: Tensor, query_labels: Tensor) -> None:
         """Raise a ValueError, before any training, for a gallery that this protocol cannot search."""
+        gallery_size = len(gallery_labels)
         if self.k < 1 or self.k > gallery_size:
             raise ValueError(
                 f"protocol.metrics.knn.k={self.k}, but the gallery has {gallery_size} images: "

@@ -130,7 +130,7 @@ def test_evaluation_sees_every_image_once_and_clean(tmp_path: Path) -> None:
 def test_limit_draws_evenly_and_indexes_from_zero(tmp_path: Path) -> None:
     small_store(tmp_path / "store")
     datamodule = ready(tmp_path, limit=6)
-    assert datamodule.gallery_size == 6
+    assert len(datamodule.gallery_labels) == 6
     gallery = next(iter(datamodule.val_dataloader()[0]))
     assert gallery["index"].tolist() == list(range(6))
     assert gallery["label"].bincount().tolist() == [2, 2, 2]

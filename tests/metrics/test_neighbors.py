@@ -1,0 +1,61 @@
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from src.metrics.neighbors import nearest_neighbors
+
+
+@pytest.fixture(scope="module")
+def points() -> Tensor:
+    """1,797 real images as unit vectors `(1797, 64)`."""
+    data = torch.tensor(load_digits().data)
+    return normalize(data - data.mean(0), dim=1)
+
+
+def naive(query: Tensor, gallery: Tensor, k: int, exclude_self: bool) -> list[list[int]]:
+    """Sorted pairs, one query at a time; of equals the lower row first."""
+    found = []
+    for number, q in enumerate(query @ gallery.T):
+        pairs = sorted((-s, row) for row, s in enumerate(q.tolist()) if not (exclude_self and row == number))
+        found.append([row for _, row in pairs[:k]])
+    return found
+
+
+def test_against_scikit_learn(points: Tensor) -> None:
+    gallery, query = points[:1500], points[1500:]
+    similarity, rows = nearest_neighbors(query, gallery, 50)
+    distance, expected = NearestNeighbors(n_neighbors=50, metric="cosine").fit(gallery).kneighbors(query)
+    assert torch.allclose(similarity, 1 - torch.tensor(distance), atol=1e-12)
+    assert (rows == torch.tensor(expected)).float().mean() > 0.999  # but for ties
+
+
+@pytest.mark.parametrize("block", [1, 7, 1500, 10**6])
+@pytest.mark.parametrize("exclude_self", [False, True])
+def test_chunks_change_nothing(points: Tensor, block: int, exclude_self: bool) -> None:
+    some = points[:200]
+    own = torch.arange(200) if exclude_self else None
+    whole, part = (nearest_neighbors(some, some, 20, own, size) for size in (10**8, block))
+    torch.testing.assert_close(whole, part)
+    assert (whole[1] == torch.arange(200).unsqueeze(1)).any() != exclude_self
+
+
+@pytest.mark.parametrize("exclude_self", [False, True])
+@pytest.mark.parametrize("k", [1, 3, 8, 29])
+def test_ties_follow_the_order_of_the_gallery(k: int, exclude_self: bool) -> None:
+    """Duplicates and a few whole-numbered directions, whose similarities are exact."""
+    axes = torch.cat([torch.eye(4), -torch.eye(4), torch.eye(4)]).double()
+    images = axes[torch.randint(0, 12, (30,), generator=torch.Generator().manual_seed(k))]
+    _, rows = nearest_neighbors(images, images, k, torch.arange(30) if exclude_self else None)
+    assert rows.tolist() == naive(images, images, k, exclude_self)
+
+
+def test_k_out_of_range_is_an_error(points: Tensor) -> None:
+    ten = points[:10]
+    assert nearest_neighbors(ten, ten, 10)[1].shape == (10, 10)
+    assert nearest_neighbors(ten[:0], ten, 3)[1].shape == (0, 3)
+    for k, own in ((11, None), (10, torch.arange(10)), (0, None)):
+        with pytest.raises(ValueError, match=rf"k={k} .* 10 images"):
+            nearest_neighbors(ten, ten, k, own)
