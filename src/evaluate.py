@@ -23,7 +23,10 @@ def main(config: DictConfig) -> None:
         folder, which = folder.parent.parent, folder.stem
     saved = runs.load_config(folder)
     saved.protocol = OmegaConf.merge(saved.protocol, config.protocol)
+    saved.dataset.gallery = saved.protocol.gallery
     saved.dataset.cache_dir = config.cache_dir or saved.dataset.cache_dir
+    if "pretrained" in saved.backbone:
+        saved.backbone.pretrained = False  # the checkpoint has every weight
     accelerator = hardware.select_accelerator(config.accelerator)
     checkpoint = runs.load_checkpoint(folder / "checkpoints" / f"{which}.ckpt")
     datamodule, module, metrics = assemble(saved, ranks=1)

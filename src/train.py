@@ -52,15 +52,17 @@ def assemble(config: DictConfig, ranks: int) -> tuple["StoreDataModule", "Embedd
 
     from src.module import EmbeddingModule
 
+    backbone = instantiate(config.backbone).to(memory_format=torch.channels_last)
     augmentation = instantiate(config.augmentation)
     datamodule = instantiate(config.dataset, _partial_=True)(augmentation=augmentation)
     datamodule.prepare_data()
     datamodule.setup()
     datamodule.check(ranks)
+    if config.protocol.disjoint:
+        check_disjoint(datamodule)
     metrics = {name: instantiate(metric) for name, metric in config.protocol.metrics.items()}
     for metric in metrics.values():
-        metric.check(datamodule.gallery_labels, datamodule.query_labels)
-    backbone = instantiate(config.backbone).to(memory_format=torch.channels_last)
+        metric.check(datamodule.query_labels, datamodule.train_labels if datamodule.gallery else None)
     module = EmbeddingModule(
         backbone,
         instantiate(config.method),
@@ -68,8 +70,21 @@ def assemble(config: DictConfig, ranks: int) -> tuple["StoreDataModule", "Embedd
         instantiate(config.optimizer),
         config.schedule.milestones,
         config.schedule.factors,
+        config.protocol.space,
     )
     return datamodule, module, metrics
+
+
+def check_disjoint(datamodule: "StoreDataModule") -> None:
+    """Raise a ValueError where the protocol asks for unseen classes and some are trained on."""
+    assert datamodule.store is not None
+    seen = set(datamodule.train_labels.tolist()) & set(datamodule.query_labels.tolist()) - {-1}
+    if seen:
+        names = [datamodule.store.classes[label] for label in sorted(seen)]
+        raise ValueError(
+            f"this protocol tests on unseen classes, but {len(names)} are in the training and in the test set "
+            f"({', '.join(names[:3])}): choose protocol=seen or split the classes"
+        )
 
 
 def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> None:
@@ -107,7 +122,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> None:
         if trainer.is_global_zero:
             parameters = sum(parameter.numel() for parameter in module.parameters())
             print(
-                f"{config.dataset.name}: {len(datamodule.gallery_labels):,} training and "
+                f"{config.dataset.name}: {len(datamodule.train_labels):,} training and "
                 f"{len(datamodule.query_labels):,} test images; {choices['backbone']}, {parameters:,} parameters; "
                 f"{config.trainer.precision} on {ranks} x {facts.get('gpu', facts['cpu'])}"
                 + (f"; going on from {last}" if last else ""),
@@ -130,7 +145,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> None:
                 "name": choices["protocol"],
                 "preset": choices.get("experiment"),
                 "metrics": OmegaConf.to_container(config.protocol.metrics),
-                "gallery": f"{len(datamodule.gallery_labels)} training images",
+                "gallery": f"{len(datamodule.train_labels)} training images" if datamodule.gallery else None,
                 "query": f"{len(datamodule.query_labels)} test images",
                 "stop_gradient": config.method.get("stop_gradient"),
             },

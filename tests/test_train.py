@@ -234,7 +234,7 @@ def test_an_unreachable_wandb_server_is_no_obstacle(run: Run, tmp_path: Path) ->
         (["trainer.devices=none"], "trainer.devices=none"),
         (["schedule.milestones=[5]"], "milestones [5]"),
         (["trainer.precision=fp17"], "fp17"),
-        (["dataset.image_size=64"], "dataset.image_size=64"),
+        (["input.size=64"], "input.size=64"),
         (["run_dir=/proc/none/run"], "/proc/none"),
         (["cache_dir=/proc/none"], "/proc/none"),
         (["optimizer.lr=1e30"], "the loss became"),

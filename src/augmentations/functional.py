@@ -97,6 +97,15 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     return rows.unsqueeze(1) @ (images @ columns.transpose(1, 2).unsqueeze(1))
 
 
+def crop(images: Tensor, corners: Tensor, size: int) -> Tensor:
+    """Cut a `size` x `size` square from each image; `corners` `(N, 2)` are the top and the left pixel."""
+    steps = torch.arange(size, device=images.device)
+    top, left = corners.to(images.device).unbind(1)
+    number = torch.arange(len(images), device=images.device)
+    rows, columns = top.view(-1, 1, 1) + steps.view(1, -1, 1), left.view(-1, 1, 1) + steps
+    return images.permute(0, 2, 3, 1)[number.view(-1, 1, 1), rows, columns].permute(0, 3, 1, 2)
+
+
 def center_crop(images: Tensor, size: int) -> Tensor:
     """The middle `(N, 3, size, size)`, rounded as torchvision does."""
     height, width = images.shape[-2:]

@@ -72,6 +72,23 @@ class RandomResizedCrop:
 
 
 @dataclass
+class RandomCrop:
+    """A square of `size` pixels from anywhere in the image."""
+
+    size: int
+
+    def draw(self, count: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
+        """Corners `(count, 2)`, every place equally likely."""
+        if self.size > min(height, width):
+            raise ValueError(f"augmentation.crop.size={self.size} is larger than the {height}x{width} images")
+        top = torch.randint(height - self.size + 1, (count,), generator=generator)
+        return (torch.stack([top, torch.randint(width - self.size + 1, (count,), generator=generator)], 1),)
+
+    def __call__(self, images: Tensor, *parameters: Tensor) -> Tensor:
+        return functional.crop(images, parameters[0], self.size)
+
+
+@dataclass
 class ColorJitter:
     """Brightness, contrast, saturation and hue in an order drawn for every image.
 

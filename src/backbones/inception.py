@@ -4,13 +4,20 @@ Unlike torchvision's GoogLeNet it normalises local responses instead of batches 
 mean. Layers have Caffe's names, with `/` written as `_`.
 """
 
+import os
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from src.backbones.weights import read_weights
+from src.download import download
+
+# BVLC GoogLeNet, released for unrestricted use.
+URL = "http://dl.caffe.berkeleyvision.org/bvlc_googlenet.caffemodel"
+CHECKSUM = "sha1:405fc5acd08a3bb12de8ee5e23a96bec22f08204"
 
 # Of each module: channels of 1x1; 3x3 reduced and full; 5x5 reduced and full; the projection behind the pooling.
 MODULES = {
@@ -113,16 +120,39 @@ class GoogLeNet(nn.Module):
         return x.mean((2, 3))
 
 
-def inception(weights: str | None) -> GoogLeNet:
-    """The network with the weights of the file `weights` in Caffe's layout, or from scratch without one.
+def inception(weights: str | None, pretrained: bool, cache_dir: str) -> GoogLeNet:
+    """The network with published or given weights, or from scratch.
+
+    Args:
+        weights: a file in Caffe's layout; None takes the published one.
+        pretrained: False starts from scratch.
+        cache_dir: where the published weights are kept, once downloaded.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it holds another network; the message names it.
+        OSError, ValueError: no such file, not to be downloaded, or it holds another network; the message names it.
     """
     network = GoogLeNet()
-    if weights is not None:
-        load_caffe_weights(network, Path(weights).expanduser())
+    if pretrained:
+        load_caffe_weights(network, Path(weights).expanduser() if weights else _published(Path(cache_dir).expanduser()))
     return network
+
+
+def _published(cache: Path) -> Path:
+    """The published weights as safetensors, downloaded and converted the first time."""
+    path = cache / "weights" / "bvlc_googlenet.safetensors"
+    if not path.exists():
+        source = path.with_suffix(".caffemodel")
+        try:
+            download(URL, source, CHECKSUM)
+        except OSError as error:
+            raise OSError(
+                f"{error}; or put the file at {source}, name another with backbone.weights=PATH, "
+                "or start from scratch with backbone.pretrained=false"
+            ) from error
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        save_file(read_weights(source), partial)
+        os.replace(partial, path)
+    return path
 
 
 def load_caffe_weights(network: GoogLeNet, path: Path) -> None:

@@ -14,18 +14,19 @@ from src.distributed import gather_unique
 class Evaluation(pl.Callback):
     """Collects what the module extracts in a validation epoch and logs each metric as `<name>/<score>`.
 
-    The first validation loader is the gallery, the second the query; every rank scores all the images.
+    The first validation loader is the query, the second, where there is one, the gallery; every rank scores all images.
 
     Args:
-        metrics: by name; each takes gallery, gallery labels, query and query labels and computes a dict of scores.
+        metrics: by name; each takes query and labels, and gallery and labels where there are, and computes a dict of
+            scores.
     """
 
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
         self.metrics = dict(metrics)
-        self.extracted: tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]] = ([], [])
+        self.extracted: dict[int, list[dict[str, Tensor]]] = {}
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.extracted = ([], [])
+        self.extracted = {}
 
     def on_validation_batch_end(
         self,
@@ -36,16 +37,16 @@ class Evaluation(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.extracted[dataloader_idx].append(outputs)
+        self.extracted.setdefault(dataloader_idx, []).append(outputs)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        gallery, query = (_collect(batches) for batches in self.extracted)
-        self.extracted = ([], [])
+        sets = [tensor for _, batches in sorted(self.extracted.items()) for tensor in _collect(batches)]
+        self.extracted = {}
         for name, metric in self.metrics.items():
             # Every rank holds all the images, so there is nothing left to reduce between them.
-            metric = metric.to(gallery[0].device)
+            metric = metric.to(sets[0].device)
             metric.sync_on_compute = False
-            metric.update(*gallery, *query)
+            metric.update(*sets)
             scores = {f"{name}/{score}": value for score, value in metric.compute().items()}
             pl_module.log_dict(scores, prog_bar=True, add_dataloader_idx=False, batch_size=1)
             metric.reset()

@@ -43,7 +43,7 @@ def _whole(batch: Any) -> Any:
 
 
 class StoreDataModule(pl.LightningDataModule):
-    """Training views, and the gallery and query of the evaluation, from a store of uint8 images.
+    """Training views, and the query and gallery of the evaluation, from a store of uint8 images.
 
     Batches are dicts: `index` `(B,)`, the position in the training (or test) set; `label` `(B,)`; and, made on the
     device after the transfer, `views` `(2B, 3, S, S)` for training, row i and i + B two views of one image, or
@@ -57,6 +57,7 @@ class StoreDataModule(pl.LightningDataModule):
         batch_size: training images a step and rank, at least 2.
         eval_batch_size: images at once in evaluation; no result depends on it.
         limit: train on so many images, drawn evenly from the classes; None takes all.
+        gallery: whether the evaluation searches the training images.
         resident: hold the images in the accelerator's memory: `always`, `never`, or `auto`, where they fill less than
             a quarter of what is free.
         augmentation: draws the views.
@@ -74,6 +75,7 @@ class StoreDataModule(pl.LightningDataModule):
         batch_size: int,
         eval_batch_size: int,
         limit: int | None,
+        gallery: bool,
         resident: str,
         augmentation: Augmentation,
         seed: int,
@@ -86,7 +88,8 @@ class StoreDataModule(pl.LightningDataModule):
         self.name, self.path = name, Path(cache_dir).expanduser() / name
         self.image_size, self.batch_size, self.eval_batch_size = image_size, batch_size, eval_batch_size
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
-        self.limit, self.resident, self.augmentation, self.seed = limit, resident, augmentation, seed
+        self.limit, self.gallery, self.resident = limit, gallery, resident
+        self.augmentation, self.seed = augmentation, seed
         self.store: Store | None = None
         self._on_device: dict[str, Tensor] = {}
 
@@ -110,9 +113,7 @@ class StoreDataModule(pl.LightningDataModule):
         assert self.store is not None
         images, side = len(self.train_rows), min(self.store.splits["train"].images.shape[1:3])
         if not 1 <= self.image_size <= side:
-            raise ValueError(
-                f"dataset.image_size={self.image_size}: the store has images of {side} pixels, choose 1 to {side}"
-            )
+            raise ValueError(f"input.size={self.image_size}: the store has images of {side} pixels, choose 1 to {side}")
         if self.batch_size * ranks > images:
             raise ValueError(
                 f"dataset.batch_size={self.batch_size} on {ranks} rank(s) is more than the {images} training images: "
@@ -120,8 +121,8 @@ class StoreDataModule(pl.LightningDataModule):
             )
 
     @property
-    def gallery_labels(self) -> Tensor:
-        """Of the gallery, the images trained on: `(G,)`."""
+    def train_labels(self) -> Tensor:
+        """Of the images trained on, which are the gallery where there is one: `(G,)`."""
         assert self.store is not None
         return self.store.splits["train"].labels[self.train_rows]
 
@@ -135,8 +136,9 @@ class StoreDataModule(pl.LightningDataModule):
         return self._loader("train", self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """The gallery, clean training images, and the query, the test images; a last short batch is kept."""
-        return [self._loader(split, self.eval_batch_size, shuffle=False) for split in ("train", "test")]
+        """The query, the test images, and the gallery, clean training images, if asked for; no image is dropped."""
+        splits = ("test", "train") if self.gallery else ("test",)
+        return [self._loader(split, self.eval_batch_size, shuffle=False) for split in splits]
 
     def _loader(self, split: str, batch_size: int, shuffle: bool) -> DataLoader[Batch]:
         assert self.store is not None
@@ -175,7 +177,7 @@ class StoreDataModule(pl.LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """On the device: two views of each training image, or the clean image for evaluation; normalised."""
         training = self.trainer is not None and self.trainer.training
-        split = "test" if not training and dataloader_idx == 1 else "train"
+        split = "test" if not training and dataloader_idx == 0 else "train"
         row = batch.pop("row", None)
         images = batch.pop("image") if row is None else self._on_device[split][row]
         device = images.device

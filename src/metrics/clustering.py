@@ -113,15 +113,15 @@ class Clustering(Metric):
         self.restarts, self.seed = restarts, seed
         self.add_state("score", torch.zeros((), dtype=torch.float64), dist_reduce_fx="mean")
 
-    def check(self, gallery_labels: Tensor, query_labels: Tensor) -> None:
+    def check(self, query_labels: Tensor, gallery_labels: Tensor | None) -> None:
         """Raise a ValueError, before any training, for a test set that cannot be scored."""
         if self.restarts < 1:
             raise ValueError(f"protocol.metrics.clustering.restarts={self.restarts} must be at least 1")
         if query_labels.min() < 0:
             raise ValueError("protocol.metrics.clustering needs labels, and the test set has images without one")
 
-    def update(self, gallery: Tensor, gallery_labels: Tensor, query: Tensor, query_labels: Tensor) -> None:
-        """Cluster `query` `(Q, D)`, unit norm; the gallery plays no part in this protocol."""
+    def update(self, query: Tensor, query_labels: Tensor) -> None:
+        """Cluster `query` `(Q, D)`, unit norm."""
         clusters, _ = kmeans(query, len(query_labels.unique()), self.seed, self.restarts)
         self.score = 100 * normalized_mutual_information(clusters, query_labels)
 

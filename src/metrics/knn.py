@@ -59,8 +59,10 @@ class WeightedKNN(Metric):
         self.add_state("hits", torch.zeros(len(self.top), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def check(self, gallery_labels: Tensor, query_labels: Tensor) -> None:
+    def check(self, query_labels: Tensor, gallery_labels: Tensor | None) -> None:
         """Raise a ValueError, before any training, for a gallery that this protocol cannot search."""
+        if gallery_labels is None:
+            raise ValueError("protocol.metrics.knn searches a gallery: set protocol.gallery=true")
         gallery_size = len(gallery_labels)
         if self.k < 1 or self.k > gallery_size:
             raise ValueError(
@@ -70,7 +72,7 @@ class WeightedKNN(Metric):
         if self.temperature <= 0:
             raise ValueError(f"protocol.metrics.knn.temperature={self.temperature} must be positive")
 
-    def update(self, gallery: Tensor, gallery_labels: Tensor, query: Tensor, query_labels: Tensor) -> None:
+    def update(self, query: Tensor, query_labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> None:
         """Classify `query` `(Q, D)` by `gallery` `(G, D)`, both unit norm, and count the hits."""
         votes = knn_votes(query, gallery, gallery_labels, self.k, self.temperature)
         self.hits = self.hits + torch.stack([top_hits(votes, query_labels, top).sum() for top in self.top])

@@ -64,7 +64,7 @@ class Retrieval(Metric):
         self.add_state("precision", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def check(self, gallery_labels: Tensor, query_labels: Tensor) -> None:
+    def check(self, query_labels: Tensor, gallery_labels: Tensor | None) -> None:
         """Raise a ValueError, before any training, for a test set that cannot be scored."""
         most = len(query_labels) - 1
         if not self.k or not all(1 <= k <= most for k in self.k):
@@ -79,8 +79,8 @@ class Retrieval(Metric):
                 "protocol.metrics.retrieval: no class of the test set has two images, nothing can be found"
             )
 
-    def update(self, gallery: Tensor, gallery_labels: Tensor, query: Tensor, query_labels: Tensor) -> None:
-        """Retrieve among `query` `(Q, D)`, unit norm; the gallery plays no part in this protocol."""
+    def update(self, query: Tensor, query_labels: Tensor) -> None:
+        """Retrieve among `query` `(Q, D)`, unit norm."""
         hits, precision = retrieval_hits(query, query_labels, self.k)
         self.hits = self.hits + hits.sum(0)
         self.precision = self.precision + precision.sum()

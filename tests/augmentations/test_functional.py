@@ -67,6 +67,13 @@ def test_resized_crop_with_antialiasing(images: Tensor, share: tuple[float, floa
     )
 
 
+def test_crop(images: Tensor) -> None:
+    side = images.shape[-1]
+    corners = torch.stack([torch.linspace(0, side - 20, COUNT).long(), torch.linspace(side - 20, 0, COUNT).long()], 1)
+    expected = [reference.crop(image, *corners[i].tolist(), 20, 20) for i, image in enumerate(images)]
+    assert torch.equal(functional.crop(images, corners, 20), torch.stack(expected))
+
+
 @pytest.mark.parametrize("size", [27, 32])
 def test_center_crop_and_normalize(images: Tensor, size: int) -> None:
     cropped = functional.center_crop(images, size)

@@ -9,6 +9,7 @@ from torchvision import transforms
 from src.augmentations.random import (
     Augmentation,
     ColorJitter,
+    RandomCrop,
     RandomGrayscale,
     RandomHorizontalFlip,
     RandomResizedCrop,
@@ -42,6 +43,19 @@ def test_crop_boxes(height: int, width: int, scale: tuple[float, float]) -> None
     assert (ours[:, :2] >= 0).all()
     assert (ours[:, 0] + ours[:, 2] <= height).all()
     assert (ours[:, 1] + ours[:, 3] <= width).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (30, 40)])
+def test_crop_corners(height: int, width: int) -> None:
+    (corners,) = RandomCrop(28).draw(DRAWS, height, width, generator())
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    theirs = torch.tensor([transforms.RandomCrop.get_params(image, (28, 28))[:2] for _ in range(DRAWS)])
+    for column in range(2):
+        assert same_distribution(corners[:, column], theirs[:, column])
+        assert corners[:, column].max() == (height, width)[column] - 28
+    with pytest.raises(ValueError, match="size=33 is larger than the 32x32"):
+        RandomCrop(33).draw(1, 32, 32, generator())
 
 
 def test_jitter() -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import struct
 from pathlib import Path
 
@@ -9,11 +10,17 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch.nn import functional
 
-from src.backbones.inception import CLASSIFIERS, GoogLeNet, LocalResponseNorm, inception
+from src.backbones.inception import CLASSIFIERS, GoogLeNet, LocalResponseNorm
+from src.backbones.inception import inception as published
 from src.backbones.weights import read_weights
+from tests.conftest import Server
 from tests.shared import shared
 
 MEAN = torch.tensor([122.7717, 115.9465, 102.9801]).view(3, 1, 1)
+
+
+def inception(weights: str) -> GoogLeNet:
+    return published(weights, pretrained=True, cache_dir="unused")
 
 
 def caffe_weights() -> dict[str, Tensor]:
@@ -96,6 +103,24 @@ def test_every_kind_of_file(tmp_path: Path, kind: str) -> None:
     assert torch.equal(network.conv1_7x7_s2.weight, weights["conv1/7x7_s2.weight"].flip(1)), "BGR to RGB"
     module = network.get_submodule("inception_4c.5x5_reduce")
     assert torch.equal(next(module.parameters()), weights["inception_4c/5x5_reduce.weight"])
+
+
+def test_published_weights_are_downloaded_once_and_kept(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = caffe_weights()
+    server.files["net.caffemodel"] = caffemodel(weights, legacy=False)
+    monkeypatch.setattr("src.backbones.inception.URL", f"{server.url}/net.caffemodel")
+    with pytest.raises(OSError, match=r"has the checksum sha1:.*backbone.weights=PATH.*backbone.pretrained=false"):
+        published(None, pretrained=True, cache_dir=str(tmp_path))
+    checksum = f"sha1:{hashlib.sha1(server.files['net.caffemodel']).hexdigest()}"
+    monkeypatch.setattr("src.backbones.inception.CHECKSUM", checksum)
+    for _ in range(2):
+        network = published(None, pretrained=True, cache_dir=str(tmp_path))
+        assert torch.equal(network.conv2_3x3.weight, weights["conv2/3x3.weight"])
+    assert len(server.asked) == 2
+    scratch = published(None, pretrained=False, cache_dir=str(tmp_path))
+    assert not torch.equal(scratch.conv2_3x3.weight, weights["conv2/3x3.weight"])
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:

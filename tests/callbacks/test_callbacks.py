@@ -69,10 +69,10 @@ def joined(batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
 def test_evaluation_scores_gallery_against_query(tmp_path: Path) -> None:
     gallery, query = split(50, 0), split(23, 1)
     expected = WeightedKNN(k=5)
-    expected.update(*joined(gallery), *joined(query))
+    expected.update(*joined(query), *joined(gallery))
     run = trainer(tmp_path, Evaluation({"knn": WeightedKNN(k=5), "wide": WeightedKNN(k=50)}))
     for _ in range(2):  # nothing is left over from the first time
-        run.validate(Lookup(), [loader(gallery), loader(query)], verbose=False)
+        run.validate(Lookup(), [loader(query), loader(gallery)], verbose=False)
         assert run.callback_metrics["knn/top1"] == pytest.approx(expected.compute()["top1"].item())
         assert 0 < run.callback_metrics["wide/top1"] <= 100
 
@@ -90,8 +90,8 @@ def test_history_and_throughput(tmp_path: Path) -> None:
         check_val_every_n_epoch=2,
         log_every_n_steps=1,
     )
-    run.validate(module, [gallery, query], verbose=False)
-    run.fit(module, gallery, [gallery, query])
+    run.validate(module, [query, gallery], verbose=False)
+    run.fit(module, gallery, [query, gallery])
     assert [row["epoch"] for row in history.rows] == [0, 1, 2, 3, 4]
     assert ["knn/top1" in row for row in history.rows] == [True, False, True, False, True]
     assert history.best("knn/top1")["epoch"] == 2, "the first of equals"
@@ -101,7 +101,7 @@ def test_history_and_throughput(tmp_path: Path) -> None:
     assert history.median("train/images_per_s") > 0
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
-    run.validate(module, [gallery, query], verbose=False)
+    run.validate(module, [query, gallery], verbose=False)
     assert [row["epoch"] for row in history.rows] == [0, 1, 2, 3, 4], "a score after training is the last epoch's"
 
     restored = History()

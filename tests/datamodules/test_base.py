@@ -24,6 +24,7 @@ def make(cache: Path, kind: type[StoreDataModule] = StoreDataModule, **changes: 
         "batch_size": 4,
         "eval_batch_size": 6,
         "limit": None,
+        "gallery": True,
         "resident": "auto",
         "augmentation": Augmentation(
             8, crop=RandomResizedCrop(8, (0.2, 1), (0.75, 1.33)), flip=RandomHorizontalFlip(0.5)
@@ -117,7 +118,7 @@ def test_evaluation_sees_every_image_once_and_clean(tmp_path: Path) -> None:
     small_store(tmp_path / "store")
     datamodule = ready(tmp_path, image_size=6)
     splits = read_store(tmp_path / "store").splits
-    for number, (name, loader) in enumerate(zip(("train", "test"), datamodule.val_dataloader(), strict=True)):
+    for number, (name, loader) in enumerate(zip(("test", "train"), datamodule.val_dataloader(), strict=True)):
         batches = [datamodule.on_after_batch_transfer(batch, number) for batch in loader]
         images = torch.cat([batch["image"] for batch in batches])
         assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(len(splits[name])))
@@ -130,8 +131,8 @@ def test_evaluation_sees_every_image_once_and_clean(tmp_path: Path) -> None:
 def test_limit_draws_evenly_and_indexes_from_zero(tmp_path: Path) -> None:
     small_store(tmp_path / "store")
     datamodule = ready(tmp_path, limit=6)
-    assert len(datamodule.gallery_labels) == 6
-    gallery = next(iter(datamodule.val_dataloader()[0]))
+    assert len(datamodule.train_labels) == 6
+    gallery = next(iter(datamodule.val_dataloader()[1]))
     assert gallery["index"].tolist() == list(range(6))
     assert gallery["label"].bincount().tolist() == [2, 2, 2]
 
@@ -143,7 +144,7 @@ def test_limit_draws_evenly_and_indexes_from_zero(tmp_path: Path) -> None:
         ({"batch_size": 21}, "dataset.batch_size=21 .* 20 training images.*to 20 or less"),
         ({"limit": 21}, "dataset.limit=21"),
         ({"limit": 3}, "dataset.batch_size=4 .* 3 training images"),
-        ({"image_size": 9}, "dataset.image_size=9: .* images of 8 pixels"),
+        ({"image_size": 9}, "input.size=9: .* images of 8 pixels"),
         ({"resident": "maybe"}, "dataset.resident='maybe'"),
     ],
 )

@@ -86,6 +86,7 @@ def datamodule(url: str, cache: Path) -> CIFAR10:
         batch_size=128,
         eval_batch_size=500,
         limit=None,
+        gallery=True,
         resident="auto",
         augmentation=Augmentation(32),
         seed=0,
@@ -100,9 +101,12 @@ def test_other_images_are_refused_and_leave_no_store(
     server.files["cifar.tar.gz"] = (tmp_path / "cifar.tar.gz").read_bytes()
     monkeypatch.setenv("PATH", "")
     module = datamodule(f"{server.url}/cifar.tar.gz", tmp_path / "cache")
-    with pytest.raises(OSError, match=r"has the md5 sum.*npm is not installed; or put the archive at .*cifar.tar.gz"):
+    with pytest.raises(
+        OSError, match=r"has the checksum md5:.*npm is not installed; or put the archive at .*gz"
+    ):
         module.prepare_data()
-    monkeypatch.setattr("src.datamodules.cifar10.MD5", hashlib.md5(server.files["cifar.tar.gz"]).hexdigest())
+    checksum = f"md5:{hashlib.md5(server.files['cifar.tar.gz']).hexdigest()}"
+    monkeypatch.setattr("src.datamodules.cifar10.CHECKSUM", checksum)
     with pytest.raises(OSError, match=r"data_batch_1 .* is not CIFAR-10's: SHA-1"):
         module.prepare_data()
     assert not (tmp_path / "cache" / "cifar10").exists()

@@ -51,7 +51,7 @@ def test_accuracy_against_scikit_learn(digits: tuple[Tensor, ...]) -> None:
     model = KNeighborsClassifier(200, weights=lambda d: torch.tensor((1 - d) / 0.1).exp().numpy(), metric="cosine")
     expected = 100 * model.fit(gallery, labels).score(query, query_labels)
     metric = WeightedKNN(k=200, temperature=0.1)
-    metric.update(gallery, labels, query, query_labels)
+    metric.update(query, query_labels, gallery, labels)
     scores = metric.compute()
     assert scores["top1"].item() == pytest.approx(expected)
     assert scores["top1"] <= scores["top5"] <= 100
@@ -60,9 +60,9 @@ def test_accuracy_against_scikit_learn(digits: tuple[Tensor, ...]) -> None:
 def test_updates_add_up(digits: tuple[Tensor, ...]) -> None:
     gallery, labels, query, query_labels = digits
     whole, parts = WeightedKNN(k=30), WeightedKNN(k=30)
-    whole.update(gallery, labels, query, query_labels)
+    whole.update(query, query_labels, gallery, labels)
     for rows in torch.arange(len(query)).split(100):
-        parts.update(gallery, labels, query[rows], query_labels[rows])
+        parts.update(query[rows], query_labels[rows], gallery, labels)
     assert whole.compute() == parts.compute()
 
 
@@ -84,8 +84,10 @@ def test_a_class_without_votes_is_never_a_hit() -> None:
 
 def test_k_larger_than_the_gallery_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"protocol.metrics.knn.k=200, but the gallery has 10"):
-        WeightedKNN(k=200).check(torch.zeros(10), torch.zeros(3))
-    WeightedKNN(k=10).check(torch.zeros(10), torch.zeros(3))
+        WeightedKNN(k=200).check(torch.zeros(3), torch.zeros(10))
+    with pytest.raises(ValueError, match=r"searches a gallery"):
+        WeightedKNN(k=200).check(torch.zeros(3), None)
+    WeightedKNN(k=10).check(torch.zeros(3), torch.zeros(10))
 
 
 def test_unlabelled_images_cannot_vote() -> None:

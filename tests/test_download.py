@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from src.datamodules.download import download
+from src.download import download
 from tests.conftest import Server
 
 CONTENT = os.urandom(3_000_000)
-MD5 = hashlib.md5(CONTENT).hexdigest()
+MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
 
 
 def test_whole_file(server: Server, tmp_path: Path) -> None:
@@ -18,6 +18,12 @@ def test_whole_file(server: Server, tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["data.bin"]
     download(f"{server.url}/data.bin", path, MD5)
     assert len(server.asked) == 1, "a file that is there is not fetched again"
+
+
+def test_other_checksums(server: Server, tmp_path: Path) -> None:
+    server.files["data.bin"] = CONTENT
+    sha1 = f"sha1:{hashlib.sha1(CONTENT).hexdigest()}"
+    assert download(f"{server.url}/data.bin", tmp_path / "data.bin", sha1).read_bytes() == CONTENT
 
 
 def test_a_broken_transfer_is_kept_and_resumed(server: Server, tmp_path: Path) -> None:
@@ -46,7 +52,7 @@ def test_a_complete_part_is_taken_as_it_is(server: Server, tmp_path: Path) -> No
 def test_a_part_of_another_file_is_thrown_away(server: Server, tmp_path: Path) -> None:
     server.files["data.bin"] = CONTENT
     (tmp_path / "data.bin.part").write_bytes(b"x" * 1000)
-    with pytest.raises(OSError, match="md5"):
+    with pytest.raises(OSError, match="checksum"):
         download(f"{server.url}/data.bin", tmp_path / "data.bin", MD5)
     assert download(f"{server.url}/data.bin", tmp_path / "data.bin", MD5).read_bytes() == CONTENT
 

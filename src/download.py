@@ -13,8 +13,8 @@ CHUNK = 1 << 20
 TIMEOUT = 30  # seconds without a byte
 
 
-def download(url: str, path: Path, md5: str) -> Path:
-    """Fetch `url` to `path`, with a progress bar.
+def download(url: str, path: Path, checksum: str) -> Path:
+    """Fetch `url` to `path`, with a progress bar; `checksum` is `md5:…` or `sha1:…`.
 
     The bytes gather in `<path>.part`: a broken transfer leaves them there and the next call goes on from them. A file
     with the wrong checksum is deleted, so that a retry starts afresh.
@@ -25,7 +25,7 @@ def download(url: str, path: Path, md5: str) -> Path:
     Raises:
         OSError: unreachable, broken off, disk full, or wrong checksum; the message names the url and the reason.
     """
-    if path.exists() and _md5(path) == md5:
+    if path.exists() and _digest(path, checksum) == checksum:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -35,11 +35,11 @@ def download(url: str, path: Path, md5: str) -> Path:
         have = part.stat().st_size if part.exists() else 0
         kept = f"; {have:,} bytes are kept in {part}, run again to resume" if have else ""
         raise OSError(f"{url} could not be downloaded: {getattr(error, 'reason', error)}{kept}") from error
-    found = _md5(part)
-    if found != md5:
+    found = _digest(part, checksum)
+    if found != checksum:
         part.unlink()
         raise OSError(
-            f"{url} has the md5 sum {found}, not {md5}: it was deleted; run again, or fetch it from elsewhere"
+            f"{url} has the checksum {found}, not {checksum}: it was deleted; run again, or fetch it from elsewhere"
         )
     os.replace(part, path)
     return path
@@ -74,6 +74,7 @@ def _fetch(url: str, part: Path) -> None:
             raise ConnectionError(f"broke off after {file.tell():,} of {total:,} bytes")
 
 
-def _md5(path: Path) -> str:
+def _digest(path: Path, checksum: str) -> str:
+    algorithm = checksum.split(":", 1)[0]
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"

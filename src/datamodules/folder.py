@@ -1,0 +1,107 @@
+"""A user's own folder of images."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.datamodules.base import StoreDataModule
+from src.datamodules.images import decode_split, find_images
+
+SPLITS = ("auto", "classes", "random")
+Entries = list[tuple[Path, str | None]]  # a file and its class, None where it has no label
+
+
+class Folder(StoreDataModule):
+    """`train/<class>/*` and `test/<class>/*`, or `<class>/*` with a rule that splits classes or images.
+
+    Training images directly in `train/` have no label. The store is built again when a file was added, removed or
+    changed, or an option that shapes it.
+
+    Args:
+        root: the folder.
+        split: `auto` takes `train/` and `test/` where they are and otherwise splits by `classes`: the first in
+            alphabetical order train, the others test; `random` splits the images of every class.
+        test_fraction: share of the classes, or images, to test on, above 0 and below 1.
+        size: side of the stored images; the aspect ratio is ignored.
+        skip_broken: leave out, and name, files that can't be decoded, instead of stopping.
+    """
+
+    def __init__(
+        self, *, root: str, split: str, test_fraction: float, size: int, skip_broken: bool, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.root = Path(root).expanduser().resolve()
+        if split not in SPLITS:
+            raise ValueError(f"dataset.split={split!r}: choose one of {', '.join(SPLITS)}")
+        if not 0 < test_fraction < 1:
+            raise ValueError(f"dataset.test_fraction={test_fraction} must lie between 0 and 1")
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"dataset.root={self.root}: there is no such folder")
+        self.split, self.test_fraction, self.size, self.skip_broken = split, test_fraction, size, skip_broken
+        self.entries = self._split()
+        listing = {
+            name: [(str(path), path.stat().st_size, path.stat().st_mtime_ns, label) for path, label in entries]
+            for name, entries in self.entries.items()
+        }
+        digest = hashlib.sha256(json.dumps([listing, size, skip_broken]).encode()).hexdigest()[:12]
+        self.path = self.path.with_name(f"{self.name}-{self.root.name}-{digest}")
+
+    def build(self, folder: Path) -> dict[str, Any]:
+        classes = sorted({label for entries in self.entries.values() for _, label in entries if label is not None})
+        numbers: dict[str | None, int] = {name: number for number, name in enumerate(classes)} | {None: -1}
+        broken: list[str] = []
+        for split, entries in self.entries.items():
+            paths, labels = [path for path, _ in entries], [numbers[label] for _, label in entries]
+            broken += decode_split(folder, split, paths, labels, self.size, self.skip_broken)
+        for line in broken:
+            print(f"left out: {line}")
+        return {"classes": classes, "source": str(self.root), "left_out": broken}
+
+    def _split(self) -> dict[str, Entries]:
+        if self.split == "auto" and (self.root / "train").is_dir():
+            entries = {name: _labelled(self.root / name) for name in ("train", "test")}
+        else:
+            entries = self._split_by_rule(_labelled(self.root))
+        for name, found in entries.items():
+            if not found:
+                raise ValueError(f"dataset.root={self.root}: no images to {name} on")
+        return entries
+
+    def _split_by_rule(self, found: Entries) -> dict[str, Entries]:
+        if any(label is None for _, label in found):
+            raise ValueError(
+                f"dataset.root={self.root}: images lie outside of class folders; "
+                "make train/ and test/, or a folder for each class"
+            )
+        if self.split == "random":
+            order = np.random.default_rng(0).permutation(len(found))
+            test = set(order[: round(self.test_fraction * len(found))].tolist())
+            return {
+                "train": [entry for number, entry in enumerate(found) if number not in test],
+                "test": [entry for number, entry in enumerate(found) if number in test],
+            }
+        classes = sorted({label for _, label in found if label is not None})
+        if len(classes) < 2:
+            raise ValueError(f"dataset.root={self.root}: {len(classes)} class can't be split; dataset.split=random can")
+        count = min(max(1, round((1 - self.test_fraction) * len(classes))), len(classes) - 1)
+        train = set(classes[:count])
+        return {
+            "train": [entry for entry in found if entry[1] in train],
+            "test": [entry for entry in found if entry[1] not in train],
+        }
+
+
+def _labelled(folder: Path) -> Entries:
+    """The images below `folder`, each with the name of the first folder on its way, or None directly in it."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder")
+    paths = [(path, path.relative_to(folder).parts) for path in find_images(folder)]
+    found = [(path, parts[0] if len(parts) > 1 else None) for path, parts in paths]
+    empty = {child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")}
+    empty -= {label for _, label in found if label is not None}
+    if empty:
+        raise ValueError(f"{folder}: the class folders {', '.join(sorted(empty)[:5])} hold no images")
+    return found

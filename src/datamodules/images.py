@@ -1,0 +1,90 @@
+"""From image files to right uint8 RGB, many at once and a few in memory."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from rich.progress import track
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+CHUNK = 512  # images decoded ahead of the one being written
+
+
+def read_rgb(path: Path, size: int) -> np.ndarray:
+    """Decode one image to uint8 `(size, size, 3)`, the aspect ratio ignored, antialiased.
+
+    Turned as its EXIF orientation says; of an animation the first frame; transparency on white; 16-bit grey scaled to
+    8 bits; CMYK and palettes converted.
+
+    Raises:
+        OSError: the file is broken or no image; the message names it.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16-bit grey, or 32-bit integers that hold it
+                image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+            elif image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise OSError(f"{path} can't be decoded: {error}") from error
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The image files below `folder`, sorted; hidden ones are none."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    return sorted(path for path in found if path.is_file())
+
+
+def decode_split(
+    folder: Path, split: str, paths: Sequence[Path], labels: Sequence[int], size: int, skip_broken: bool
+) -> list[str]:
+    """Decode `paths` in parallel into the split of the store being built in `folder`.
+
+    The images go straight to disk: memory holds some hundreds of them, however many there are.
+
+    Returns:
+        What was left out and why, a line each; empty unless `skip_broken`.
+
+    Raises:
+        OSError: a file is broken and `skip_broken` is not set, or the disk is full.
+    """
+    shape = (len(paths), size, size, 3)
+    target = folder / f"{split}_images.npy"
+    images = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
+    with target.open("r+b") as file:  # a full disk says so now, and not by a signal when a page is written
+        os.posix_fallocate(file.fileno(), 0, target.stat().st_size)
+    kept: list[int] = []
+    broken: list[str] = []
+
+    def decode(path: Path) -> np.ndarray | OSError:
+        try:
+            return read_rgb(path, size)
+        except OSError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        chunks = range(0, len(paths), CHUNK)
+        for start in track(chunks, description=f"{split}: {len(paths):,} images", transient=True):
+            for number, image in enumerate(pool.map(decode, paths[start : start + CHUNK]), start):
+                if isinstance(image, OSError):
+                    if not skip_broken:
+                        raise OSError(f"{image}; dataset.skip_broken=true leaves such files out") from image
+                    broken.append(str(image))
+                    continue
+                images[len(kept)] = image
+                kept.append(number)
+    images.flush()
+    if len(kept) < len(paths):
+        part = np.lib.format.open_memmap(folder / "kept.npy", mode="w+", dtype=np.uint8, shape=(len(kept), *shape[1:]))
+        for start in range(0, len(kept), CHUNK):
+            part[start : start + CHUNK] = images[start : start + CHUNK][: len(kept) - start]
+        part.flush()
+        os.replace(folder / "kept.npy", target)
+    np.save(folder / f"{split}_labels.npy", np.asarray(labels, dtype=np.int64)[kept])
+    return broken
