@@ -62,7 +62,7 @@ def assemble(config: DictConfig, ranks: int) -> tuple["StoreDataModule", "Embedd
         check_disjoint(datamodule)
     metrics = {name: instantiate(metric) for name, metric in config.protocol.metrics.items()}
     for metric in metrics.values():
-        metric.check(datamodule.query_labels, datamodule.train_labels if datamodule.gallery else None)
+        metric.check(datamodule.query_labels, datamodule.gallery_labels)
     module = EmbeddingModule(
         backbone,
         instantiate(config.method),
@@ -133,6 +133,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> None:
         if last is None:
             trainer.validate(module, datamodule, verbose=False)
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
+        gallery = datamodule.gallery_labels
         best = history.best(monitor)  # the epoch that best.ckpt holds
         if monitor not in history.rows[-1]:
             trainer.validate(module, datamodule, verbose=False)
@@ -145,7 +146,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> None:
                 "name": choices["protocol"],
                 "preset": choices.get("experiment"),
                 "metrics": OmegaConf.to_container(config.protocol.metrics),
-                "gallery": f"{len(datamodule.train_labels)} training images" if datamodule.gallery else None,
+                "gallery": f"{len(gallery)} training images" if gallery is not None else None,
                 "query": f"{len(datamodule.query_labels)} test images",
                 "stop_gradient": config.method.get("stop_gradient"),
             },

@@ -122,9 +122,14 @@ class StoreDataModule(pl.LightningDataModule):
 
     @property
     def train_labels(self) -> Tensor:
-        """Of the images trained on, which are the gallery where there is one: `(G,)`."""
+        """Of the images trained on: `(N,)`, -1 where there is none."""
         assert self.store is not None
         return self.store.splits["train"].labels[self.train_rows]
+
+    @property
+    def gallery_labels(self) -> Tensor | None:
+        """Of the gallery, those of the training images that have a label: `(G,)`; None without a gallery."""
+        return self.train_labels[self.train_labels >= 0] if self.gallery else None
 
     @property
     def query_labels(self) -> Tensor:
@@ -144,6 +149,8 @@ class StoreDataModule(pl.LightningDataModule):
         assert self.store is not None
         images = self.store.splits[split]
         rows = self.train_rows if split == "train" else torch.arange(len(images))
+        if split == "train" and not shuffle:
+            rows = rows[images.labels[rows] >= 0]  # the gallery
         dataset = BatchedSplit(images, rows, on_device=self._hold_on_device(split))
         # One process is a world of one: the order depends on seed and epoch alone, so that a resumed run sees it again.
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

@@ -74,7 +74,7 @@ def prepare_store(path: Path, build: Callable[[Path], dict[str, Any]]) -> None:
             (partial / "meta.json").write_text(json.dumps(meta | described, indent=1))
             os.rename(partial, path)
         except OSError as error:
-            raise OSError(f"the store {path} could not be built, nothing was left of it: {error}") from error
+            raise OSError(f"the store {path} was not built and nothing is left of it: {error}") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

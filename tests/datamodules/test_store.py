@@ -71,7 +71,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, str(tmp_path / "store")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode != 0
-    assert f"the store {tmp_path / 'store'} could not be built, nothing was left of it" in result.stderr
+    assert f"the store {tmp_path / 'store'} was not built and nothing is left of it" in result.stderr
     assert leftovers(tmp_path) == []
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 100_000
 

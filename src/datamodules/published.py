@@ -1,0 +1,121 @@
+"""The published fine-grained sets: found, or fetched, or asked for; decoded; and held to their published counts."""
+
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from src.datamodules.base import StoreDataModule
+from src.datamodules.images import decode_split
+from src.download import download
+
+Entry = tuple[Path, int]  # an image file and its class number, from 0
+
+
+class PublishedDataModule(StoreDataModule):
+    """A set whose first classes train and whose last classes test, with counts known from its publication.
+
+    Subclasses read the class names and a list of files with their classes out of the unpacked original.
+
+    Args:
+        root: folder with the original, unpacked or as the archive; downloaded into it where there is an address.
+        archive: the archive's file name; None where no one archive is known.
+        urls: where the archive may be had, tried in turn.
+        checksum: the archive's, `md5:…`.
+        train_classes: how many classes, the first, to train on.
+        counts: images to expect in the training and in the test set; None checks nothing.
+        size: side of the stored images; the aspect ratio is ignored.
+        skip_broken: leave out, and name, files that can't be decoded, instead of stopping.
+    """
+
+    layout = ""  # what an unpacked original looks like, for a person who has to put it there
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        archive: str | None,
+        urls: Sequence[str],
+        checksum: str | None,
+        train_classes: int,
+        counts: Sequence[int] | None,
+        size: int,
+        skip_broken: bool,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.root = Path(root).expanduser()
+        self.archive, self.urls, self.checksum = archive, urls, checksum
+        self.train_classes, self.counts = train_classes, counts
+        self.size, self.skip_broken = size, skip_broken
+
+    def read(self) -> tuple[list[str], list[Entry]] | None:
+        """Class names and files of the original unpacked in `root`; None where it isn't there."""
+        raise NotImplementedError
+
+    def build(self, folder: Path) -> dict[str, Any]:
+        classes, entries = self.read() or self._fetch()
+        splits = {
+            "train": [entry for entry in entries if entry[1] < self.train_classes],
+            "test": [entry for entry in entries if entry[1] >= self.train_classes],
+        }
+        found = [len(split) for split in splits.values()]
+        if self.counts is not None and found != list(self.counts):
+            raise OSError(
+                f"{self.name} in {self.root} has {found[0]:,} training and {found[1]:,} test images, "
+                f"published are {self.counts[0]:,} and {self.counts[1]:,}: files are missing, or it is another version"
+            )
+        absent = [path for path, _ in entries if not path.is_file()]
+        if absent:
+            raise OSError(f"{self.name}: {len(absent):,} of {len(entries):,} images are missing, first {absent[0]}")
+        left_out: list[str] = []
+        for split, members in splits.items():
+            paths, labels = [path for path, _ in members], [label for _, label in members]
+            left_out += decode_split(folder, split, paths, labels, self.size, self.skip_broken)
+        return {"classes": classes, "source": str(self.root), "checksum": self.checksum, "left_out": left_out}
+
+    def _fetch(self) -> tuple[list[str], list[Entry]]:
+        if self.archive is None or self.checksum is None:
+            raise FileNotFoundError(
+                f"{self.name} is not here, and no address is known. Put into {self.root}: {self.layout}"
+            )
+        path, reasons = self.root / self.archive, []
+        if not path.exists():
+            for url in self.urls:
+                try:
+                    download(url, path, self.checksum)
+                    break
+                except OSError as error:
+                    reasons.append(str(error))
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{self.name} is not here. Put {self.archive} ({self.checksum}) into {self.root}, "
+                f"or its content: {self.layout}. {' '.join(reasons)}".rstrip()
+            )
+        unpack(path, self.root)
+        found = self.read()
+        if found is None:
+            raise OSError(f"{path} is unpacked, but not what was expected: {self.layout}")
+        return found
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Extract a tar or zip archive into `folder`; no member can leave it.
+
+    Raises:
+        OSError: a member would leave the folder, or the archive is damaged; the message names both.
+    """
+    print(f"unpacking {archive}")
+    try:
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as packed:
+                for name in packed.namelist():
+                    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                        raise OSError(f"its member {name} would leave the folder")
+                packed.extractall(folder)
+        else:
+            with tarfile.open(archive) as packed:
+                packed.extractall(folder, filter="data")
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise OSError(f"{archive} can't be unpacked into {folder}: {error}") from error
