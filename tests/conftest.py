@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from src.augmentations.random import Augmentation
 from src.datamodules.store import prepare_store, write_split
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +79,25 @@ def small_store(path: Path, train: int = 20, test: int = 11, classes: int = 3, s
         return {"classes": [str(c) for c in range(classes)], "source": "noise"}
 
     prepare_store(path, build)
+
+
+def datamodule_options(cache: Path, **changes: Any) -> dict[str, Any]:
+    """What every datamodule is made with, small; `changes` replace or add."""
+    options: dict[str, Any] = {
+        "name": "store",
+        "cache_dir": str(cache),
+        "image_size": 8,
+        "mean": [0.0, 0.0, 0.0],
+        "std": [1.0, 1.0, 1.0],
+        "batch_size": 4,
+        "eval_batch_size": 6,
+        "limit": None,
+        "gallery": True,
+        "resident": "auto",
+        "augmentation": Augmentation(8),
+        "seed": 0,
+    }
+    return options | changes
 
 
 @pytest.fixture(scope="session")

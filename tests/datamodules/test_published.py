@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from src.augmentations.random import Augmentation
 from src.datamodules.base import StoreDataModule
 from src.datamodules.cars196 import Cars196
 from src.datamodules.cub200 import CUB200
@@ -20,7 +19,7 @@ from src.datamodules.products import Products
 from src.datamodules.published import unpack
 from src.datamodules.stl10 import STL10
 from src.datamodules.store import Store
-from tests.conftest import Server
+from tests.conftest import Server, datamodule_options
 
 LABELS = [0, 0, 1, 1, 1, 2, 3, 3, 3]  # four classes; the first two train
 NAMES = ["AM General", "Acura RL", "BMW X3", "Ram C-V"]
@@ -33,21 +32,6 @@ def draw(path: Path, number: int) -> None:
 
 
 def make(kind: type[StoreDataModule], root: Path, cache: Path, **changes: Any) -> StoreDataModule:
-    options: dict[str, Any] = {
-        "name": kind.__name__.lower(),
-        "cache_dir": str(cache),
-        "root": str(root),
-        "image_size": 8,
-        "mean": [0, 0, 0],
-        "std": [1, 1, 1],
-        "batch_size": 2,
-        "eval_batch_size": 4,
-        "limit": None,
-        "gallery": False,
-        "resident": "auto",
-        "augmentation": Augmentation(8),
-        "seed": 0,
-    }
     published = {
         "archive": None,
         "urls": [],
@@ -57,7 +41,8 @@ def make(kind: type[StoreDataModule], root: Path, cache: Path, **changes: Any) -
         "size": 8,
         "skip_broken": False,
     }
-    return kind(**options | (published if kind is not STL10 else {}) | changes)
+    options = {"name": kind.__name__.lower(), "root": str(root), "gallery": False}
+    return kind(**datamodule_options(cache, **options | (published if kind is not STL10 else {}) | changes))
 
 
 def store(datamodule: StoreDataModule) -> Store:
