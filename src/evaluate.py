@@ -45,7 +45,7 @@ def main(config: DictConfig) -> None:
     print(f"{folder}, {which} checkpoint of epoch {checkpoint['epoch'] + 1}")
     for name, value in trainer.callback_metrics.items():
         note = f"  results.json: {written[name]:.4f}" if name in written else ""
-        print(f"{name:12}{float(value):9.4f}{note}")
+        print(f"{name:16}{float(value):9.4f}{note}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A run folder: its config, its checkpoints, its results; and the processes that fill it."""
 
+import builtins
 import json
 import os
 import pickle
@@ -94,7 +95,7 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def spawn(function: Callable[..., None], ranks: int, *arguments: Any) -> None:
+def spawn(function: Callable[..., object], ranks: int, *arguments: Any) -> None:
     """Run `function(*arguments)` in `ranks` processes that find each other as Lightning's DDP does.
 
     Lightning's own launcher starts the command line again, which in a multirun would start the sweep again.
@@ -107,11 +108,13 @@ def spawn(function: Callable[..., None], ranks: int, *arguments: Any) -> None:
     try:
         start_processes(_rank, (function, ranks, port, arguments), nprocs=ranks, start_method="spawn")
     except ProcessRaisedException as error:
-        # The last line of the rank's traceback says what went wrong.
-        raise RuntimeError(f"rank {error.error_index}: {error.msg.strip().splitlines()[-1]}") from error
+        # The last line of the rank's traceback says what went wrong, a user's mistake or ours.
+        name, _, message = error.msg.strip().splitlines()[-1].partition(": ")
+        kind = getattr(builtins, name, RuntimeError)
+        raise kind(f"{message} (rank {error.error_index} of {ranks})") from error
 
 
-def _rank(rank: int, function: Callable[..., None], ranks: int, port: int, arguments: tuple[Any, ...]) -> None:
+def _rank(rank: int, function: Callable[..., object], ranks: int, port: int, arguments: tuple[Any, ...]) -> None:
     os.environ |= {
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(ranks),

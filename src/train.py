@@ -35,10 +35,8 @@ def main(config: DictConfig) -> float:
     runs.begin(folder, config)
     if ranks > 1 and "LOCAL_RANK" not in os.environ:
         runs.spawn(train, ranks, config, folder, choices)
-    else:
-        train(config, folder, choices)
-    score: float = runs.read_results(folder)["last"][config.protocol.monitor]
-    return score
+        return float(runs.read_results(folder)["last"][config.protocol.monitor])
+    return train(config, folder, choices)
 
 
 def assemble(config: DictConfig, ranks: int) -> tuple["StoreDataModule", "EmbeddingModule", dict[str, Any]]:
@@ -87,10 +85,11 @@ def check_disjoint(datamodule: "StoreDataModule") -> None:
         )
 
 
-def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> None:
-    """Score the untrained network, fit, and write the results; runs once on every rank."""
+def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
+    """Score the untrained network, fit, write the results; on every rank, returns the last epoch's score."""
     import pytorch_lightning as pl
     from hydra.utils import instantiate
+    from pytorch_lightning.utilities import rank_zero_only
 
     from src import hardware
     from src.callbacks.evaluation import Evaluation
@@ -164,11 +163,12 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> None:
             runs.write_results(folder, results)
     finally:
         finish(logger, failed=results is None)
-        if results is None and runs.last_checkpoint(folder):
+        if results is None and runs.last_checkpoint(folder) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"Not finished; the same command with run_dir={folder} goes on from the last epoch.", flush=True)
     if trainer.is_global_zero:
         print(summary(results))
         print(folder, flush=True)
+    return history.rows[-1][monitor]
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -176,10 +176,10 @@ def summary(results: dict[str, Any]) -> str:
     rows = [
         (name, results["untrained"], results["last"], results["best"]) for name in results["last"] if name != "epoch"
     ]
-    lines = [f"{'':12}untrained     last     best"]
+    lines = [f"{'':16}untrained     last     best"]
     for name, untrained, last, best in rows:
         if name in untrained:
-            lines.append(f"{name:12}{untrained[name]:9.2f}{last[name]:9.2f}{best[name]:9.2f}")
+            lines.append(f"{name:16}{untrained[name]:9.2f}{last[name]:9.2f}{best[name]:9.2f}")
     lines.append(
         f"last: epoch {results['last']['epoch']}; best: epoch {results['best']['epoch']} of {results['monitor']}, "
         f"chosen on the test images; {results['images_per_s']:.0f} images/s, {results['wall_time_s']:.0f} s"

@@ -58,7 +58,7 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
         assert again.returncode == 0, again.stderr
         for name in ("knn/top1", "knn/top5"):
             score = f"{found[checkpoint][name]:.4f}"
-            assert f"{name:12}{score:>9}  results.json: {score}" in again.stdout
+            assert f"{name:16}{score:>9}  results.json: {score}" in again.stdout
 
     before = (folder / "results.json").read_bytes()
     refused = run("src.train", *QUICK, f"run_dir={folder}")
@@ -192,6 +192,14 @@ def test_two_ranks(run: Run, tmp_path: Path) -> None:
     assert found["hardware"]["ranks"] == 2
     again = run("src.evaluate", f"run={tmp_path / 'sweep' / '0'}")
     assert again.stdout.count(f"{found['last']['knn/top1']:.4f}") == 2, again.stdout
+
+
+def test_a_mistake_on_two_ranks_ends_in_one_message(run: Run, tmp_path: Path) -> None:
+    ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=200")
+    done = run("src.train", *QUICK, *ranks, f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert "dataset.batch_size=200 on 2 rank(s) is more than the 300 training images" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("logger", "file"), [("csv", "metrics.csv"), ("tensorboard", "tensorboard/events.*")])
