@@ -65,6 +65,7 @@ def settle() -> None:
     """Quiet what Lightning says of settings made on purpose, and make torch repeat its numbers without slowing down."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # a batch is one gather from memory
     warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.` is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that goes on
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     # Deterministic mode would also fill every fresh tensor, to expose code that reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
