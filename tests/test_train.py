@@ -306,7 +306,7 @@ def test_help_and_config_need_no_torch(run: Run) -> None:
         assert f"python -m {module}" in page.stdout
     options = run("src.train", "--help").stdout
     for choice in (
-        "cifar10, digits",
+        "cifar10, cub200, digits, folder, products, stl10",
         "full, no_crop, no_flip, no_gray, no_jitter, none",
         "cifar10_official, cifar10_paper",
     ):

@@ -77,8 +77,7 @@ class Folder(StoreDataModule):
                 "make train/ and test/, or a folder for each class"
             )
         if self.split == "random":
-            order = np.random.default_rng(0).permutation(len(found))
-            test = set(order[: round(self.test_fraction * len(found))].tolist())
+            test = _draw([str(label) for _, label in found], self.test_fraction)
             return {
                 "train": [entry for number, entry in enumerate(found) if number not in test],
                 "test": [entry for number, entry in enumerate(found) if number in test],
@@ -92,6 +91,15 @@ class Folder(StoreDataModule):
             "train": [entry for entry in found if entry[1] in train],
             "test": [entry for entry in found if entry[1] not in train],
         }
+
+
+def _draw(labels: list[str], fraction: float) -> set[int]:
+    """Positions of a fixed draw of a `fraction` of every class, rounded."""
+    order = np.random.default_rng(0).permutation(len(labels)).tolist()
+    members: dict[str, list[int]] = {}
+    for position in order:
+        members.setdefault(labels[position], []).append(position)
+    return {position for group in members.values() for position in group[: round(fraction * len(group))]}
 
 
 def _labelled(folder: Path) -> Entries:

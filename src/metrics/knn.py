@@ -63,6 +63,8 @@ class WeightedKNN(Metric):
         """Raise a ValueError, before any training, for a gallery that this protocol cannot search."""
         if gallery_labels is None:
             raise ValueError("protocol.metrics.knn searches a gallery: set protocol.gallery=true")
+        if query_labels.min() < 0:
+            raise ValueError("protocol.metrics.knn needs labels, and the test set has images without one")
         gallery_size = len(gallery_labels)
         if self.k < 1 or self.k > gallery_size:
             raise ValueError(

@@ -1,0 +1,89 @@
+"""Networks of other libraries with their ImageNet weights, cut off after the pooling."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+REMEDY = "name a file with backbone.weights=PATH, or start from scratch with backbone.pretrained=false"
+
+
+class Pooled(nn.Module):
+    """A classifier without its last layer: images `(B, 3, H, W)` to pooled features `(B, num_features)`."""
+
+    def __init__(self, network: nn.Module, num_features: int) -> None:
+        super().__init__()
+        self.network, self.num_features = network, num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.network(images)
+        return features
+
+
+def from_torchvision(name: str, weights: str | None, pretrained: bool) -> Pooled:
+    """A torchvision classifier whose last layer is called `fc`, such as `resnet18`, `resnet50` or `googlenet`.
+
+    Args:
+        name: the model's name in torchvision.
+        weights: a state dict of the same model, `.pth` or `.safetensors`; None takes torchvision's own.
+        pretrained: False starts from scratch.
+
+    Raises:
+        OSError, ValueError: the weights are out of reach, or another network's; the message says what to do.
+    """
+    options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
+    if pretrained and weights is None:
+        try:
+            network = torchvision.models.get_model(name, weights="DEFAULT")
+        except OSError as error:
+            raise OSError(f"torchvision's weights of {name} could not be downloaded: {error}; {REMEDY}") from error
+    else:
+        network = torchvision.models.get_model(name, weights=None, **options)
+        if pretrained and weights is not None:
+            load_state(network, Path(weights).expanduser())
+    num_features = network.fc.in_features
+    network.fc = nn.Identity()
+    return Pooled(network, num_features)
+
+
+def from_timm(name: str, weights: str | None, pretrained: bool) -> Pooled:
+    """Any network of timm (`pip install timm`), by its name there; arguments and errors as of `from_torchvision`.
+
+    Raises:
+        ImportError: timm is not installed.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError("backbone=timm needs the package timm: pip install '.[timm]'") from error
+    if not timm.is_model(name):
+        raise ValueError(f"backbone.name={name}: timm has no such model; timm.list_models() names them")
+    overlay = None
+    if pretrained and weights is not None:
+        if not Path(weights).expanduser().is_file():
+            raise FileNotFoundError(f"backbone.weights={weights}: there is no such file")
+        overlay = {"file": str(Path(weights).expanduser())}  # timm drops the classifier by itself
+    try:
+        network = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, num_classes=0)
+    except (OSError, RuntimeError) as error:
+        raise OSError(f"timm's weights of {name} could not be loaded: {error}; {REMEDY}") from error
+    return Pooled(network, int(network.num_features))  # type: ignore[arg-type]
+
+
+def load_state(network: nn.Module, path: Path) -> None:
+    """Load a whole state dict, strictly.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, damaged, or another network's; the message names it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"backbone.weights={path}: there is no such file")
+    try:
+        network.load_state_dict(
+            load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        )
+    except Exception as error:  # each format and each mismatch raises its own kind
+        raise ValueError(f"backbone.weights={path} does not fit: {' '.join(str(error).split())[:300]}") from error

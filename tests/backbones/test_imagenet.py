@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from src.backbones.imagenet import Pooled, from_timm, from_torchvision
+
+FEATURES = {"resnet18": 512, "resnet50": 2048, "googlenet": 1024}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_pooled_features(name: str) -> None:
+    network = from_torchvision(name, None, pretrained=False)
+    assert network.num_features == FEATURES[name]
+    assert network(torch.randn(2, 3, 224, 224)).shape == (2, FEATURES[name]), "in training mode too"
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_of_weights(tmp_path: Path, suffix: str) -> None:
+    whole = torchvision.models.resnet18().eval()
+    path = tmp_path / f"net.{suffix}"
+    if suffix == "pth":
+        torch.save(whole.state_dict(), path)
+    else:
+        save_file(whole.state_dict(), path)
+    network = from_torchvision("resnet18", str(path), pretrained=True).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(whole.fc(network(images)), whole(images))
+
+
+def test_wrong_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        from_torchvision("resnet18", str(tmp_path / "none.pth"), pretrained=True)
+    (tmp_path / "broken.pth").write_bytes(b"x")
+    save_file(torchvision.models.resnet18().state_dict(), tmp_path / "other.safetensors")
+    for file in ("broken.pth", "other.safetensors"):
+        with pytest.raises(ValueError, match=rf"backbone.weights=.*{file} does not fit"):
+            from_torchvision("resnet50", str(tmp_path / file), pretrained=True)
+
+
+def test_timm(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm", reason="the extra timm is not installed")
+    network = from_timm("resnet10t", None, pretrained=False)
+    assert isinstance(network, Pooled)
+    assert network(torch.randn(2, 3, 64, 64)).shape == (2, network.num_features)
+    whole = timm.create_model("resnet10t").eval()
+    save_file(whole.state_dict(), tmp_path / "net.safetensors")
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        ours = from_timm("resnet10t", str(tmp_path / "net.safetensors"), pretrained=True).eval()(images)
+        torch.testing.assert_close(ours, whole.forward_head(whole.forward_features(images), pre_logits=True))
+    with pytest.raises(ValueError, match=r"backbone.name=nonsense"):
+        from_timm("nonsense", None, pretrained=False)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        from_timm("resnet10t", str(tmp_path / "none.pth"), pretrained=True)
