@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from src.backbones.head import Head
 from src.distributed import broadcast_buffers
+from src.methods.base import Method
 
 
 class EmbeddingModule(pl.LightningModule):
@@ -20,24 +21,25 @@ class EmbeddingModule(pl.LightningModule):
 
     Args:
         backbone: images `(B, 3, H, W)` to pooled features `(B, F)`; has `num_features`.
-        method: unit-norm embeddings `(2N, D)`, row i and i + N two views of image `index[i]`, to a dict of terms: the
-            `loss` to minimise and whatever else is worth a curve.
+        method: see `src.methods.base`.
         embedding_dim: D.
         optimizer: makes the optimizer of the parameters.
         milestones: epochs, rising, at which the learning rate changes.
         factors: for each milestone, what the initial learning rate is multiplied by from then on.
         space: what evaluation scores: `embedding`, or `pooled`, the normalised features before the head.
+        seed: with the step it determines what the network and the method draw, so that a resumed run draws the same.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
-        method: nn.Module,
+        method: Method,
         embedding_dim: int,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         milestones: Sequence[int],
         factors: Sequence[float],
         space: str,
+        seed: int,
     ) -> None:
         super().__init__()
         if space not in ("embedding", "pooled"):
@@ -49,7 +51,7 @@ class EmbeddingModule(pl.LightningModule):
         self.backbone, self.method = backbone, method
         self.head = Head(int(backbone.num_features), embedding_dim)  # type: ignore[arg-type]
         self.make_optimizer, self.milestones, self.factors = optimizer, milestones, [1.0, *factors]
-        self.space = space
+        self.space, self.seed = space, seed
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images `(B, 3, H, W)` to pooled features `(B, F)` and unit-norm embeddings `(B, D)`."""
@@ -57,6 +59,7 @@ class EmbeddingModule(pl.LightningModule):
         return features, self.head(features)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
         _, embeddings = self(batch["views"])
         with torch.autocast(self.device.type, enabled=False):  # the loss takes its products in float32
             terms = self.method(embeddings, batch["index"])

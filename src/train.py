@@ -48,6 +48,7 @@ def assemble(config: DictConfig, ranks: int) -> tuple["StoreDataModule", "Embedd
     import torch
     from hydra.utils import instantiate
 
+    from src.methods.base import TrainingSet
     from src.module import EmbeddingModule
 
     backbone = instantiate(config.backbone).to(memory_format=torch.channels_last)
@@ -61,14 +62,19 @@ def assemble(config: DictConfig, ranks: int) -> tuple["StoreDataModule", "Embedd
     metrics = {name: instantiate(metric) for name, metric in config.protocol.metrics.items()}
     for metric in metrics.values():
         metric.check(datamodule.query_labels, datamodule.gallery_labels)
+    method = instantiate(config.method)
+    labels = datamodule.train_labels
+    pretrained = bool(config.backbone.get("pretrained", False))
+    method.setup(TrainingSet(len(labels), config.embedding_dim, pretrained, labels if method.supervised else None))
     module = EmbeddingModule(
         backbone,
-        instantiate(config.method),
+        method,
         config.embedding_dim,
         instantiate(config.optimizer),
         config.schedule.milestones,
         config.schedule.factors,
         config.protocol.space,
+        config.seed,
     )
     return datamodule, module, metrics
 
@@ -94,6 +100,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
     from src import hardware
     from src.callbacks.evaluation import Evaluation
     from src.callbacks.history import History
+    from src.callbacks.refresh import Refresh
     from src.loggers import finish
 
     started = time.perf_counter()
@@ -104,6 +111,8 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
     if last:
         runs.load_checkpoint(last)
     datamodule, module, metrics = assemble(config, ranks)
+    if not module.method.trains:
+        config.trainer.max_epochs = 0
     if config.compile:
         module.backbone.compile()
     callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
@@ -115,7 +124,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
         trainer = instantiate(
             config.trainer,
             logger=logger or False,
-            callbacks=[Evaluation(metrics), history, *callbacks],
+            callbacks=[Refresh(config.seed), Evaluation(metrics), history, *callbacks],
             default_root_dir=str(folder),
         )
         if trainer.is_global_zero:
@@ -147,7 +156,9 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
                 "metrics": OmegaConf.to_container(config.protocol.metrics),
                 "gallery": f"{len(gallery)} training images" if gallery is not None else None,
                 "query": f"{len(datamodule.query_labels)} test images",
+                "labels": "training labels used" if module.method.supervised else "none used in training",
                 "stop_gradient": config.method.get("stop_gradient"),
+                "positives": config.method.get("positives"),
             },
             "choices": choices,
             "seed": config.seed,

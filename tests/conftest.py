@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from src.augmentations.random import Augmentation
 from src.datamodules.store import prepare_store, write_split
@@ -98,6 +101,14 @@ def datamodule_options(cache: Path, **changes: Any) -> dict[str, Any]:
         "seed": 0,
     }
     return options | changes
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[Tensor, Tensor]:
+    """Scikit-learn's digits, centred, unit norm, float64 `(1797, 64)`; and their labels."""
+    data = load_digits()
+    points = torch.tensor(data.data)
+    return normalize(points - points.mean(0), dim=1), torch.tensor(data.target)
 
 
 @pytest.fixture(scope="session")

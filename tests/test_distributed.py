@@ -50,7 +50,7 @@ def views() -> torch.Tensor:
 
 
 def method(negatives: str, stop_gradient: bool) -> InvariantSpreading:
-    return InvariantSpreading(0.1, negatives, stop_gradient, 0.5)
+    return InvariantSpreading(0.1, negatives, stop_gradient, 0.5, "self")
 
 
 OPTIONS = [(negatives, stop) for negatives in ("all", "hard", "easy") for stop in (True, False)]

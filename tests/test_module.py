@@ -15,9 +15,9 @@ def make(
     milestones: tuple[int, ...] = (2, 3), factors: tuple[float, ...] = (0.1, 0.01), **options: Any
 ) -> EmbeddingModule:
     torch.manual_seed(0)
-    method = options.pop("method", None) or InvariantSpreading(0.1, "all", True, 0.5)
+    method = options.pop("method", None) or InvariantSpreading(0.1, "all", True, 0.5, "self")
     return EmbeddingModule(
-        resnet18(8), method, 16, lambda p: torch.optim.SGD(p, lr=0.5), milestones, factors, "embedding"
+        resnet18(8), method, 16, lambda p: torch.optim.SGD(p, lr=0.5), milestones, factors, "embedding", 0
     )
 
 
@@ -56,7 +56,7 @@ class Spy(InvariantSpreading):
 
 
 def test_the_loss_is_float32_under_autocast() -> None:
-    module = make(method=Spy(0.1, "all", True, 0.5))
+    module = make(method=Spy(0.1, "all", True, 0.5, "self"))
     trainer = fit(module, precision="bf16-mixed")
     spy = module.method
     assert isinstance(spy, Spy)

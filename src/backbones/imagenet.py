@@ -1,7 +1,7 @@
 """Networks of other libraries with their ImageNet weights, cut off after the pooling."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -70,7 +70,7 @@ def from_timm(name: str, weights: str | None, pretrained: bool) -> Pooled:
         network = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, num_classes=0)
     except (OSError, RuntimeError) as error:
         raise OSError(f"timm's weights of {name} could not be loaded: {error}; {REMEDY}") from error
-    return Pooled(network, int(network.num_features))  # type: ignore[arg-type]
+    return Pooled(network, cast(int, network.num_features))
 
 
 def load_state(network: nn.Module, path: Path) -> None:

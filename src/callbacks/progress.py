@@ -1,9 +1,12 @@
 """The progress bar: what a person watches while it trains."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
+
+T = TypeVar("T")
 
 
 class Progress(RichProgressBar):
@@ -14,3 +17,14 @@ class Progress(RichProgressBar):
         names = {"train/loss_step": "loss", "train/images_per_s": "images/s"}
         shown = {names.get(name, name): value for name, value in metrics.items()}
         return {name: value for name, value in shown.items() if name not in ("v_num", "train/loss_epoch")}
+
+    def track(self, batches: Iterable[T], total: int, description: str) -> Iterator[T]:
+        """`batches`, with a bar of their own beneath the epoch's, for a pass outside of Lightning's loops."""
+        if self.is_disabled or self.progress is None:
+            yield from batches
+            return
+        task = self._add_task(total, description)
+        for done, batch in enumerate(batches, 1):
+            yield batch
+            self._update(task, done)
+        self.progress.remove_task(task)

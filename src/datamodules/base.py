@@ -22,18 +22,28 @@ class BatchedSplit(Dataset[Batch]):
     """A split that hands out whole batches: one gather for all the indices a loader asks for at once.
 
     Where the images already live on the device, a batch holds only the rows to take there (`row`).
+
+    Args:
+        split: where the images are.
+        rows: `(N,)`, those of them to hand out.
+        on_device: whether the images live there.
+        companions: `(N, V)`, for each place the V positions in `rows` whose images to hand out instead, `(VB, …)`, the
+            first of every place before the second of any; None: the place's own.
     """
 
-    def __init__(self, split: Split, rows: Tensor, on_device: bool) -> None:
-        self.split, self.rows, self.on_device = split, rows, on_device
+    def __init__(self, split: Split, rows: Tensor, on_device: bool, companions: Tensor | None = None) -> None:
+        self.split, self.rows, self.on_device, self.companions = split, rows, on_device, companions
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitems__(self, positions: Sequence[int]) -> Batch:
-        index = torch.tensor(positions)
-        row = self.rows[index]
-        batch = {"index": index, "label": self.split.labels[row]}
+        index = row = torch.tensor(positions)
+        if self.companions is not None:
+            row = self.companions[index].T.flatten()
+            index = row[: len(index)]
+        row = self.rows[row]
+        batch = {"index": index, "label": self.split.labels[row[: len(index)]]}
         return batch | ({"row": row} if self.on_device else {"image": self.split.images[row]})
 
 
@@ -46,8 +56,9 @@ class StoreDataModule(pl.LightningDataModule):
     """Training views, and the query and gallery of the evaluation, from a store of uint8 images.
 
     Batches are dicts: `index` `(B,)`, the position in the training (or test) set; `label` `(B,)`; and, made on the
-    device after the transfer, `views` `(2B, 3, S, S)` for training, row i and i + B two views of one image, or
-    `image` `(B, 3, S, S)` for evaluation. Subclasses say in `build` how their images come into the store.
+    device after the transfer, `views` `(VB, 3, S, S)` for training, rows i, i + B, … V views of image `index[i]` or of
+    its companions (`pair`), or `image` `(B, 3, S, S)` for evaluation. Subclasses say in `build` how their images come
+    into the store.
 
     Args:
         name: names the store.
@@ -91,6 +102,8 @@ class StoreDataModule(pl.LightningDataModule):
         self.limit, self.gallery, self.resident = limit, gallery, resident
         self.augmentation, self.seed = augmentation, seed
         self.store: Store | None = None
+        self.views = 2
+        self._training: BatchedSplit | None = None
         self._on_device: dict[str, Tensor] = {}
 
     def build(self, folder: Path) -> dict[str, Any]:
@@ -137,21 +150,33 @@ class StoreDataModule(pl.LightningDataModule):
         assert self.store is not None
         return self.store.splits["test"].labels
 
+    def pair(self, companions: Tensor | None, views: int) -> None:
+        """From now on draw the views of place i from the images `companions[i]`, `(N, V)`; None: `views` of image i."""
+        assert self._training is not None, "the training loader comes first"
+        self._training.companions = companions if companions is None else companions.cpu()
+        self.views = views if companions is None else companions.shape[1]
+
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("train", self.batch_size, shuffle=True)
+        self._training = self._part("train", self.train_rows)
+        return self._loader(self._training, self.batch_size, shuffle=True)
+
+    def clean_dataloader(self) -> DataLoader[Batch]:
+        """Every training image, labelled or not, in order; see `clean`."""
+        return self._loader(self._part("train", self.train_rows), self.eval_batch_size, shuffle=False)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """The query, the test images, and the gallery, clean training images, if asked for; no image is dropped."""
-        splits = ("test", "train") if self.gallery else ("test",)
-        return [self._loader(split, self.eval_batch_size, shuffle=False) for split in splits]
-
-    def _loader(self, split: str, batch_size: int, shuffle: bool) -> DataLoader[Batch]:
         assert self.store is not None
-        images = self.store.splits[split]
-        rows = self.train_rows if split == "train" else torch.arange(len(images))
-        if split == "train" and not shuffle:
-            rows = rows[images.labels[rows] >= 0]  # the gallery
-        dataset = BatchedSplit(images, rows, on_device=self._hold_on_device(split))
+        sets = [self._part("test", torch.arange(len(self.store.splits["test"])))]
+        if self.gallery:
+            sets.append(self._part("train", self.train_rows[self.train_labels >= 0]))
+        return [self._loader(part, self.eval_batch_size, shuffle=False) for part in sets]
+
+    def _part(self, name: str, rows: Tensor) -> BatchedSplit:
+        assert self.store is not None
+        return BatchedSplit(self.store.splits[name], rows, on_device=self._hold_on_device(name))
+
+    def _loader(self, dataset: BatchedSplit, batch_size: int, shuffle: bool) -> DataLoader[Batch]:
         # One process is a world of one: the order depends on seed and epoch alone, so that a resumed run sees it again.
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler: DistributedSampler[Any] = DistributedSampler(
@@ -182,21 +207,27 @@ class StoreDataModule(pl.LightningDataModule):
         return True
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """On the device: two views of each training image, or the clean image for evaluation; normalised."""
-        training = self.trainer is not None and self.trainer.training
-        split = "test" if not training and dataloader_idx == 0 else "train"
-        row = batch.pop("row", None)
-        images = batch.pop("image") if row is None else self._on_device[split][row]
-        device = images.device
-        if training:
-            batch["views"] = self._finish(self.augmentation(torch.cat([images, images]), self._generator()), device)
-        else:
-            images = images.permute(0, 3, 1, 2).float()
-            batch["image"] = self._finish(center_crop(images, self.image_size), device)
+        """On the device: the views of each training image, or the clean image for evaluation; normalised."""
+        if self.trainer is None or not self.trainer.training:
+            return self.clean(batch, "train" if dataloader_idx else "test")
+        images = self._take(batch, "train")
+        if len(images) < self.views * len(batch["index"]):  # every view is of the place's own image
+            images = images.repeat(self.views, 1, 1, 1)
+        batch["views"] = self._finish(self.augmentation(images, self._generator()))
         return batch
 
-    def _finish(self, images: Tensor, device: torch.device) -> Tensor:
-        mean, std = self.mean.to(device), self.std.to(device)
+    def clean(self, batch: Batch, split: str) -> Batch:
+        """A batch of `split`, transferred, with `image` as evaluation sees it: cropped at the centre, normalised."""
+        images = self._take(batch, split).permute(0, 3, 1, 2).float()
+        batch["image"] = self._finish(center_crop(images, self.image_size))
+        return batch
+
+    def _take(self, batch: Batch, split: str) -> Tensor:
+        row = batch.pop("row", None)
+        return batch.pop("image") if row is None else self._on_device[split][row]
+
+    def _finish(self, images: Tensor) -> Tensor:
+        mean, std = self.mean.to(images.device), self.std.to(images.device)
         return normalize(images, mean, std).contiguous(memory_format=torch.channels_last)
 
     def _generator(self) -> torch.Generator:

@@ -3,11 +3,14 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor
 
 from src.distributed import gather_views
+from src.methods.base import Extract, Method
+from src.neighbors import nearest_neighbors
 
 NEGATIVES = ("all", "hard", "easy")
+POSITIVES = ("self", "nearest")
 
 
 def _check(rows: tuple[int, ...], temperature: float, negatives: str, fraction: float) -> None:
@@ -100,14 +103,41 @@ def invariant_spreading_loss(
     return positive + negative
 
 
-class InvariantSpreading(nn.Module):
-    """The loss over the images of all ranks: W ranks with N images each see 2WN - 2 negatives."""
+def nearest_or_itself(features: Tensor, generator: Generator) -> Tensor:
+    """Companions `(N, 2)`: every image, and by the toss of a coin itself or its nearest neighbour.
 
-    def __init__(self, temperature: float, negatives: str, stop_gradient: bool, fraction: float) -> None:
+    Args:
+        features: `(N, F)`, unit norm.
+        generator: tosses the coins.
+    """
+    itself = torch.arange(len(features))
+    nearest = nearest_neighbors(features, features, 1, own=itself.to(features.device))[1].squeeze(1).cpu()
+    tossed = torch.rand(len(features), generator=generator) < 0.5
+    return torch.stack([itself, torch.where(tossed, nearest, itself)], 1)
+
+
+class InvariantSpreading(Method):
+    """The loss over the images of all ranks: W ranks with N images each see 2WN - 2 negatives.
+
+    Args:
+        positives: `self`, two views of one image; or `nearest`, the second view by the toss of a coin of its nearest
+            neighbour in the pooled features, searched anew each epoch (the paper on CUB200, as published).
+        temperature, negatives, stop_gradient, fraction: of `invariant_spreading_loss`.
+    """
+
+    def __init__(
+        self, temperature: float, negatives: str, stop_gradient: bool, fraction: float, positives: str
+    ) -> None:
         super().__init__()
         _check((4, 1), temperature, negatives, fraction)
+        if positives not in POSITIVES:
+            raise ValueError(f"method.positives={positives!r} is unknown; choose one of {', '.join(POSITIVES)}")
+        self.positives = positives
         self.temperature, self.negatives = temperature, negatives
         self.stop_gradient, self.fraction = stop_gradient, fraction
+
+    def on_epoch_start(self, extract: Extract, generator: Generator) -> Tensor | None:
+        return nearest_or_itself(extract()[0], generator) if self.positives == "nearest" else None
 
     def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
         """Unit-norm `(2N, D)` of this rank and the images' `index` `(N,)`: the `loss` to minimise and its terms."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from src.metrics.neighbors import BLOCK, nearest_neighbors
+from src.neighbors import BLOCK, nearest_neighbors
 
 
 def relevant_counts(labels: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss
+from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss, nearest_or_itself
 
 
 def naive(z: Tensor, tau: float, negatives: str, stop_gradient: bool, fraction: float = 0.5) -> Tensor:
@@ -103,14 +103,42 @@ def test_bad_embeddings_raise_with_their_shape(z: Tensor, message: str) -> None:
         invariant_spreading_loss(z)
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"negatives": "semi"}, {"fraction": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"negatives": "semi"}, {"fraction": 0.0}, {"positives": "far"}]
+)
 def test_bad_options_raise_when_the_method_is_made(options: dict) -> None:
-    valid = {"temperature": 0.1, "negatives": "all", "stop_gradient": True, "fraction": 0.5}
+    valid = {"temperature": 0.1, "negatives": "all", "stop_gradient": True, "fraction": 0.5, "positives": "self"}
     with pytest.raises(ValueError, match=f"method.{next(iter(options))}"):
         InvariantSpreading(**valid | options)
 
 
 def test_the_terms_add_up() -> None:
-    terms = InvariantSpreading(0.1, "all", True, 0.5)(unit(8, 4), torch.arange(4))
+    terms = InvariantSpreading(0.1, "all", True, 0.5, "self")(unit(8, 4), torch.arange(4))
     assert terms["loss"].item() == pytest.approx((terms["positive"] + terms["negative"]).item())
     assert terms["loss"].item() == pytest.approx(invariant_spreading_loss(unit(8, 4)).item())
+
+
+def test_a_coin_tosses_between_an_image_and_its_nearest() -> None:
+    features = unit(400, 6)
+    similarity = (features @ features.T).fill_diagonal_(-2)
+    companions = nearest_or_itself(features, torch.Generator().manual_seed(0))
+    itself = torch.arange(400)
+    assert torch.equal(companions[:, 0], itself)
+    near = companions[:, 1] != itself
+    assert torch.equal(companions[near, 1], similarity.argmax(1)[near])
+    assert 160 < near.sum() < 240, "a fair coin"
+    assert not torch.equal(companions, nearest_or_itself(features, torch.Generator().manual_seed(1)))
+    # A copy of an image is its neighbour; the image itself never is.
+    twins = nearest_or_itself(features[:5].repeat(2, 1), torch.Generator().manual_seed(0))[:, 1]
+    assert set((twins - torch.arange(10)).tolist()) == {0, 5, -5}
+
+
+def test_only_nearest_positives_ask_for_features() -> None:
+    def extract() -> tuple[Tensor, Tensor]:
+        return unit(4, 6), unit(4, 3)
+
+    method = InvariantSpreading(0.1, "all", True, 0.5, "nearest")
+    companions = method.on_epoch_start(extract, torch.Generator())
+    assert companions is not None
+    assert companions.shape == (4, 2)
+    assert InvariantSpreading(0.1, "all", True, 0.5, "self").on_epoch_start(extract, torch.Generator()) is None

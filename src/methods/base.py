@@ -1,0 +1,73 @@
+"""What every method is to the training around it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Generator, Tensor, nn
+
+# The unit-norm pooled features (N, F) and embeddings (N, D) of all N training images, clean, in eval mode.
+Extract = Callable[[], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a method may know before training.
+
+    Attributes:
+        images: how many, N.
+        embedding_dim: of the network's embeddings, D.
+        pretrained: whether the network was trained before.
+        labels: `(N,)`, -1 where there is none; None for a method that is not `supervised`.
+    """
+
+    images: int
+    embedding_dim: int
+    pretrained: bool
+    labels: Tensor | None
+
+
+class Method(nn.Module):
+    """Embeddings and the images they come from, to a loss.
+
+    Attributes:
+        views: how many views of each image a step sees.
+        supervised: reads labels; every output says so.
+        trains: False where the initial network is the result.
+        restarts: its parameters start anew in every epoch, and so does what the optimizer remembers of them.
+    """
+
+    views = 2
+    supervised = False
+    trains = True
+    restarts = False
+
+    def setup(self, data: TrainingSet) -> None:
+        """Make what depends on the training set: parameters, memory.
+
+        Raises:
+            ValueError: the method needs what the dataset or the network lacks.
+        """
+
+    def on_epoch_start(self, extract: Extract, generator: Generator) -> Tensor | None:
+        """Prepare an epoch from what the network makes of the clean training images.
+
+        Args:
+            extract: one pass over them, only if called.
+            generator: depends on seed and epoch alone; the same on every rank.
+
+        Returns:
+            Companions `(N, V)`: place i of the epoch has a view of each of these V images. None: V views of image i.
+        """
+        return None
+
+    def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """A step.
+
+        Args:
+            embeddings: `(VB, D)`, unit norm, float32: rows i, i + B, … are the V views of place i of the batch.
+            index: `(B,)`, the image in the first view.
+
+        Returns:
+            The `loss` to minimise, and whatever else is worth a curve, detached.
+        """
+        raise NotImplementedError

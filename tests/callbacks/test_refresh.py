@@ -1,0 +1,140 @@
+"""The pass between epochs on a real module and store: what a method gets, and what becomes of its companions."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import normalize
+
+from src.backbones.resnet import resnet18
+from src.callbacks.refresh import Refresh
+from src.datamodules.base import StoreDataModule
+from src.methods.base import Extract, Method
+from src.module import EmbeddingModule
+from tests.conftest import datamodule_options, small_store
+
+
+class Pairs(Method):
+    """Pairs every image with a random other and keeps what it was given."""
+
+    restarts = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+        self.features: list[Tensor] = []
+        self.companions: list[Tensor] = []
+        self.steps: list[tuple[int, Tensor, Tensor]] = []
+
+    def on_epoch_start(self, extract: Extract, generator: Generator) -> Tensor | None:
+        features, embeddings = extract()
+        self.features.append(features)
+        assert embeddings.shape == (len(features), 8)
+        companions = torch.stack([torch.randperm(len(features), generator=generator) for _ in range(3)], 1)
+        self.companions.append(companions)
+        return companions
+
+    def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
+        self.steps.append((len(self.companions) - 1, embeddings.detach().clone(), index.clone()))
+        return {"loss": (embeddings * self.weight).sum() + 0 * torch.rand(()), "draw": torch.rand(())}
+
+
+class Buffers(pl.Callback):
+    """What the optimizer remembers of the method's parameters when an epoch has begun."""
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self.seen.append(pl_module.method.weight in trainer.optimizers[0].state)
+
+
+class Views(pl.Callback):
+    """The images that the network was shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append(batch["views"].clone())
+
+
+def train(folder: Path, method: Method, epochs: int, *callbacks: pl.Callback, resume: Path | None = None) -> pl.Trainer:
+    small_store(folder / "store")
+    torch.manual_seed(0)
+    module = EmbeddingModule(
+        resnet18(8), method, 8, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), [], [], "embedding", seed=0
+    )
+    datamodule = StoreDataModule(**datamodule_options(folder))
+    datamodule.setup()
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[Refresh(0), *callbacks],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True)
+    return trainer
+
+
+def test_companions_decide_what_the_network_sees(tmp_path: Path) -> None:
+    method, buffers, views = Pairs(), Buffers(), Views()
+    trainer = train(tmp_path, method, 2, buffers, views)
+    images = trainer.datamodule.store.splits["train"].images  # type: ignore[attr-defined]
+    assert len(method.companions) == 2
+    assert not torch.equal(*method.companions), "every epoch draws its own"
+    assert len(method.steps) == 10
+    for (epoch, embeddings, index), shown in zip(method.steps, views.seen, strict=True):
+        assert embeddings.shape == (12, 8), "three views of four places"
+        places = (method.companions[epoch][:, 0].view(1, -1) == index.view(-1, 1)).nonzero()[:, 1]
+        sources = method.companions[epoch][places].T.flatten()
+        assert torch.equal(shown.permute(0, 2, 3, 1), images[sources].float())
+    assert buffers.seen == [False, False], "momentum starts anew with the parameters"
+    assert trainer.callback_metrics["train/refresh_s"] > 0
+
+
+def test_features_are_clean_in_eval_mode_and_in_order(tmp_path: Path) -> None:
+    method = Pairs()
+    trainer = train(tmp_path, method, 1)
+    torch.manual_seed(0)
+    untrained = EmbeddingModule(resnet18(8), Pairs(), 8, lambda p: torch.optim.SGD(p), [], [], "embedding", 0).eval()
+    images = trainer.datamodule.store.splits["train"].images  # type: ignore[attr-defined]
+    with torch.no_grad():
+        features, _ = untrained(images.permute(0, 3, 1, 2).float())
+    torch.testing.assert_close(method.features[0], normalize(features, dim=1), rtol=1e-4, atol=1e-5)
+    module: Any = trainer.lightning_module
+    assert all(part.training for part in module.modules()), "and training goes on in train mode"
+
+
+def test_a_resumed_run_draws_what_the_whole_run_drew(tmp_path: Path) -> None:
+    whole, rest = Pairs(), Pairs()
+    train(tmp_path, whole, 2)
+    train(tmp_path, Pairs(), 1).save_checkpoint(tmp_path / "one.ckpt")
+    train(tmp_path, rest, 2, resume=tmp_path / "one.ckpt")
+    assert torch.equal(rest.companions[0], whole.companions[1])
+    assert torch.equal(rest.features[0], whole.features[1])
+    for (_, embeddings, index), (_, again, index_again) in zip(whole.steps[5:], rest.steps, strict=True):
+        assert torch.equal(index, index_again)
+        assert torch.equal(embeddings, again)
+
+
+class Single(Method):
+    views = 1
+
+    def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
+        assert len(embeddings) == len(index)
+        return {"loss": embeddings.sum()}
+
+
+def test_a_method_may_ask_for_one_view_and_for_no_pass(tmp_path: Path) -> None:
+    views = Views()
+    trainer = train(tmp_path, Single(), 1, views)
+    assert [len(shown) for shown in views.seen] == [4] * 5
+    assert "train/refresh_s" not in trainer.callback_metrics
