@@ -5,20 +5,34 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from src.neighbors import BLOCK
+from src.neighbors import block_size
 
-ROUNDS = 512  # of k-means++: one centre each where there are so few, else several drawn at once
+ROUNDS = 256  # of k-means++: one centre each where there are so few, else several drawn at once
 
 
 def assign(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest of `centres` `(K, D)` to each of `points` `(N, D)`: its number and squared distance, both `(N,)`."""
     half_norms = centres.square().sum(1) / 2
     labels, distances = [], []
-    for part in points.split(max(1, BLOCK // len(centres))):
+    for part in points.split(max(1, block_size(points.device) // len(centres))):
         closest = torch.addmm(half_norms, part, centres.T, alpha=-1).min(1)
         labels.append(closest.indices)
         distances.append((2 * closest.values + part.square().sum(1)).clamp_(min=0))
     return torch.cat(labels), torch.cat(distances)
+
+
+def _reassign(points: Tensor, centres: Tensor, moved: Tensor, labels: Tensor, distances: Tensor) -> None:
+    """Bring `labels` and `distances`, those before the centres marked in `moved` `(K,)` moved, up to date in place.
+
+    Most centres soon stand still: a point of such a one need only look at those that moved.
+    """
+    lost = moved[labels]
+    labels[lost], distances[lost] = assign(points[lost], centres)
+    loyal = (~lost).nonzero().squeeze(1)
+    number, distance = assign(points[loyal], centres[moved])
+    closer = distance < distances[loyal]
+    labels[loyal[closer]] = moved.nonzero().squeeze(1)[number[closer]]
+    distances[loyal[closer]] = distance[closer]
 
 
 def _seeds(points: Tensor, k: int, generator: Generator) -> Tensor:
@@ -65,16 +79,19 @@ def kmeans(
     for _ in range(restarts):
         centres = _seeds(points, k, generator)
         labels, distances = assign(points, centres)
-        inertia = math.inf
+        inertia = float(distances.double().sum())
         for _ in range(iterations):
             counts = labels.bincount(minlength=k)
-            sums = torch.zeros_like(centres).index_add_(0, labels, points)
-            centres = sums / counts.clamp(min=1).unsqueeze(1)
+            before, centres = centres, torch.zeros_like(centres).index_add_(0, labels, points)
+            centres /= counts.clamp(min=1).unsqueeze(1)
             empty = (counts == 0).nonzero().squeeze(1)
             centres[empty] = points[distances.topk(len(empty)).indices]
-            labels, distances = assign(points, centres)
-            before, inertia = inertia, float(distances.double().sum())
-            if before - inertia <= tolerance * inertia:
+            moved = (centres != before).any(1)
+            if not moved.any():
+                break
+            _reassign(points, centres, moved, labels, distances)
+            previous, inertia = inertia, float(distances.double().sum())
+            if previous - inertia <= tolerance * inertia:
                 break
         if best is None or inertia < best[1]:
             best = labels, inertia

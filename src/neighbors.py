@@ -5,11 +5,14 @@ import math
 import torch
 from torch import Tensor
 
-BLOCK = 2**24  # similarities held at once: 64 MiB of float32
+
+def block_size(device: torch.device) -> int:
+    """Similarities to hold at once: what stays in a CPU's cache (8 MiB), or keeps an accelerator busy (256 MiB)."""
+    return 2**21 if device.type == "cpu" else 2**26
 
 
 def nearest_neighbors(
-    query: Tensor, gallery: Tensor, k: int, own: Tensor | None = None, block: int = BLOCK
+    query: Tensor, gallery: Tensor, k: int, own: Tensor | None = None, block: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The `k` gallery rows most similar to each query, most similar first, of equals the lower row first.
 
@@ -18,7 +21,7 @@ def nearest_neighbors(
         gallery: `(G, D)`, unit norm.
         k: neighbours a query, 1 to G (to G - 1 with `own`).
         own: `(Q,)` the gallery row that is the query itself and does not count; None where there is none.
-        block: similarities computed at once; memory grows with it, the result does not change.
+        block: similarities computed at once, `block_size` unless given; the result does not depend on it.
 
     Returns:
         Similarities `(Q, k)` and gallery rows `(Q, k)`.
@@ -29,7 +32,7 @@ def nearest_neighbors(
     most = len(gallery) - (own is not None)
     if not 1 <= k <= most:
         raise ValueError(f"k={k} neighbours asked of a gallery of {len(gallery)} images: choose 1 to {most}")
-    chunk = max(1, block // len(gallery))
+    chunk = max(1, (block or block_size(gallery.device)) // len(gallery))
     values, rows = [query.new_empty(0, k)], [torch.empty(0, k, dtype=torch.long, device=query.device)]
     for start in range(0, len(query), chunk):
         similarity = query[start : start + chunk] @ gallery.T

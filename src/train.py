@@ -46,14 +46,20 @@ def assemble(config: DictConfig, ranks: int) -> tuple["StoreDataModule", "Embedd
         ValueError: they do not fit; the message names the setting.
     """
     import torch
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
     from src.methods.base import TrainingSet
     from src.module import EmbeddingModule
 
-    backbone = instantiate(config.backbone).to(memory_format=torch.channels_last)
     augmentation = instantiate(config.augmentation)
     datamodule = instantiate(config.dataset, _partial_=True)(augmentation=augmentation)
+    try:
+        backbone = instantiate(config.backbone).to(memory_format=torch.channels_last)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, OSError) and (missing := datamodule.missing()):
+            raise OSError(f"{error.__cause__}. {missing}") from error  # of two things to fetch, name both at once
+        raise
     datamodule.prepare_data()
     datamodule.setup()
     datamodule.check(ranks)

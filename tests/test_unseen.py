@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from tests.backbones.test_inception import caffe_weights
 from tests.conftest import Run
+from tests.datamodules.test_published import cars_one_file, cub, products
 from tests.shared import shared
 
 
@@ -79,6 +80,59 @@ def test_mistakes_are_named(run: Run, tmp_path: Path, photographs: Path) -> None
         assert done.returncode == 1
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("dataset", ["cub200", "cars196", "products"])
+def test_published_sets_train_by_their_recipe(run: Run, tmp_path: Path, dataset: str) -> None:
+    """Originals in the full layout, by one command, with the positives that the recipe asks for."""
+    {"cub200": cub, "cars196": cars_one_file, "products": products}[dataset](tmp_path / "original")
+    done = run(
+        "src.train",
+        f"experiment={dataset}_official",
+        *arguments(tmp_path, tmp_path)[3:],
+        f"dataset.root={tmp_path / 'original'}",
+        "dataset.train_classes=2",
+        "dataset.counts=[5,4]",
+        "protocol.metrics.retrieval.k=[1,2]",
+        f"run_dir={tmp_path / 'run'}",
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {"retrieval/R@1", "retrieval/R@2", "retrieval/mAP@R", "clustering/NMI"} <= results["last"].keys()
+    assert results["protocol"]["preset"] == f"{dataset}_official"
+    assert results["protocol"]["positives"] == ("nearest" if dataset == "cub200" else "self")
+    assert ("train/refresh_s" in results["last"]) == (dataset == "cub200"), "features are extracted where they serve"
+
+
+def test_what_is_not_here_is_asked_for(run: Run, tmp_path: Path) -> None:
+    """Data and weights at once; with the weights at hand, the data."""
+    options = [f"cache_dir={tmp_path / 'cache'}", "dataset.urls=[http://127.0.0.1:9/CUB.tgz]", "logger=none"]
+    layout = (
+        f"Put CUB_200_2011.tgz (md5:97eceeb196236b17998738112f37df78) into {tmp_path / 'cache/originals/cub200'}, or"
+    )
+    both = run("src.train", "dataset=cub200", "backbone.weights=none.npz", *options, f"run_dir={tmp_path / 'run'}")
+    assert both.returncode == 1
+    assert "backbone.weights=none.npz: there is no such file" in both.stderr
+    assert layout in both.stderr
+    weights = arguments(tmp_path, tmp_path)[3]
+    for module in (["src.train", f"run_dir={tmp_path / 'run'}", weights, *options], ["src.prepare", *options[:2]]):
+        done = run(*module, "dataset=cub200")
+        assert done.returncode == 1
+        assert layout in done.stderr
+        assert "CUB.tgz could not be downloaded: [Errno 111]" in done.stderr
+
+
+def test_test_images_without_labels_cannot_be_scored(run: Run, tmp_path: Path, photographs: Path) -> None:
+    (photographs / "train").mkdir()
+    for name in ("class0", "class1"):
+        (photographs / name).rename(photographs / "train" / name)
+    (photographs / "class2").rename(photographs / "test")
+    for protocol, metric in (("unseen", "retrieval"), ("seen", "knn")):
+        options = [*arguments(photographs, tmp_path), f"protocol={protocol}", f"run_dir={tmp_path / 'run'}"]
+        options += ["protocol.metrics.retrieval.k=[1,2]"] if protocol == "unseen" else []
+        done = run("src.train", *options)
+        assert done.returncode == 1
+        assert f"protocol.metrics.{metric} needs labels, and the test set has images without one" in done.stderr
 
 
 def test_untrained_scores_on_real_cars(run: Run, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from src.callbacks.progress import Progress
 from src.distributed import broadcast_buffers, gather_unique
-from src.methods.base import Method
 
 
 class Refresh(pl.Callback):
@@ -27,19 +26,24 @@ class Refresh(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         method: Any = pl_module.method
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if type(method).on_epoch_start is Method.on_epoch_start:
-            datamodule.pair(None, method.views)
-            return
+        looked = False
+
+        def look() -> tuple[Tensor, Tensor]:
+            nonlocal looked
+            looked = True
+            return extract(trainer, pl_module)
+
         started = time.perf_counter()
         key = np.random.SeedSequence([self.seed, trainer.current_epoch])
         generator = torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        companions = method.on_epoch_start(lambda: extract(trainer, pl_module), generator)
+        companions = method.on_epoch_start(look, generator)
         datamodule.pair(companions, method.views)
         if method.restarts:
             for parameter in method.parameters():
                 for optimizer in trainer.optimizers:
                     optimizer.state.pop(parameter, None)
-        pl_module.log("train/refresh_s", time.perf_counter() - started, on_step=False, on_epoch=True, batch_size=1)
+        if looked:
+            pl_module.log("train/refresh_s", time.perf_counter() - started, on_step=False, on_epoch=True, batch_size=1)
 
 
 @torch.no_grad()

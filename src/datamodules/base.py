@@ -110,6 +110,10 @@ class StoreDataModule(pl.LightningDataModule):
         """Write the splits into `folder` and return the rest of `meta.json`; see `prepare_store`."""
         raise NotImplementedError
 
+    def missing(self) -> str:
+        """Which files a person has to put where, before anything can be built; empty where nothing is missing."""
+        return ""
+
     def prepare_data(self) -> None:
         prepare_store(self.path, self.build)
 

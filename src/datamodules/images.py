@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from rich.progress import track
 
+from src.datamodules.store import allocate_split
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CHUNK = 512  # images decoded ahead of the one being written
 
@@ -54,11 +56,7 @@ def decode_split(
     Raises:
         OSError: a file is broken and `skip_broken` is not set, or the disk is full.
     """
-    shape = (len(paths), size, size, 3)
-    target = folder / f"{split}_images.npy"
-    images = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
-    with target.open("r+b") as file:  # a full disk says so now, and not by a signal when a page is written
-        os.posix_fallocate(file.fileno(), 0, target.stat().st_size)
+    images = allocate_split(folder, split, len(paths), size)
     kept: list[int] = []
     broken: list[str] = []
 
@@ -81,10 +79,10 @@ def decode_split(
                 kept.append(number)
     images.flush()
     if len(kept) < len(paths):
-        part = np.lib.format.open_memmap(folder / "kept.npy", mode="w+", dtype=np.uint8, shape=(len(kept), *shape[1:]))
+        part = allocate_split(folder, "kept", len(kept), size)
         for start in range(0, len(kept), CHUNK):
             part[start : start + CHUNK] = images[start : start + CHUNK][: len(kept) - start]
         part.flush()
-        os.replace(folder / "kept.npy", target)
+        os.replace(folder / "kept_images.npy", folder / f"{split}_images.npy")
     np.save(folder / f"{split}_labels.npy", np.asarray(labels, dtype=np.int64)[kept])
     return broken

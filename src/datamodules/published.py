@@ -75,11 +75,19 @@ class PublishedDataModule(StoreDataModule):
             left_out += decode_split(folder, split, paths, labels, self.size, self.skip_broken)
         return {"classes": classes, "source": str(self.root), "checksum": self.checksum, "left_out": left_out}
 
+    def missing(self) -> str:
+        absent = not self.path.exists() and self.read() is None
+        return self._request() if absent and not (self.archive and (self.root / self.archive).exists()) else ""
+
+    def _request(self) -> str:
+        if self.archive is None or self.checksum is None:
+            return f"{self.name} is not here, and no address is known. Put into {self.root}: {self.layout}"
+        content = f"Put {self.archive} ({self.checksum}) into {self.root}, or its content: {self.layout}"
+        return f"{self.name} is not here. {content}"
+
     def _fetch(self) -> tuple[list[str], list[Entry]]:
         if self.archive is None or self.checksum is None:
-            raise FileNotFoundError(
-                f"{self.name} is not here, and no address is known. Put into {self.root}: {self.layout}"
-            )
+            raise FileNotFoundError(self._request())
         path, reasons = self.root / self.archive, []
         if not path.exists():
             for url in self.urls:
@@ -89,10 +97,7 @@ class PublishedDataModule(StoreDataModule):
                 except OSError as error:
                     reasons.append(str(error))
         if not path.exists():
-            raise FileNotFoundError(
-                f"{self.name} is not here. Put {self.archive} ({self.checksum}) into {self.root}, "
-                f"or its content: {self.layout}. {' '.join(reasons)}".rstrip()
-            )
+            raise FileNotFoundError(f"{self._request()}. {' '.join(reasons)}".rstrip())
         unpack(path, self.root)
         found = self.read()
         if found is None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from src.datamodules.base import StoreDataModule
 from src.datamodules.published import unpack
+from src.datamodules.store import allocate_split
 from src.download import download
 
 PARTS = {"train": ("train",), "train+unlabeled": ("train", "unlabeled")}
@@ -50,10 +51,7 @@ class STL10(StoreDataModule):
         for split, parts in (("train", PARTS[self.split]), ("test", ("test",))):
             images = [self._images(binary, part) for part in parts]
             labels = [self._labels(binary, part) for part in parts]
-            size = sum(len(part) for part in images)
-            joined = np.lib.format.open_memmap(
-                folder / f"{split}_images.npy", mode="w+", dtype=np.uint8, shape=(size, 96, 96, 3)
-            )
+            joined = allocate_split(folder, split, sum(len(part) for part in images), 96)
             position = 0
             for part in images:
                 for start in range(0, len(part), CHUNK):

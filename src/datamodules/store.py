@@ -79,6 +79,20 @@ def prepare_store(path: Path, build: Callable[[Path], dict[str, Any]]) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def allocate_split(folder: Path, split: str, count: int, size: int) -> np.memmap[Any, Any]:
+    """Images uint8 `(count, size, size, 3)` of a split to fill in on disk, its space already taken.
+
+    Raises:
+        OSError: the disk is full; a page written later would end the process by a signal instead.
+    """
+    path = folder / f"{split}_images.npy"
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
+    if hasattr(os, "posix_fallocate"):  # Linux
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return images
+
+
 def write_split(folder: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
     """Write uint8 `(N, H, W, 3)` images and their `(N,)` labels as one split of the store being built in `folder`."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):

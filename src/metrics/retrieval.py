@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from src.neighbors import BLOCK, nearest_neighbors
+from src.neighbors import nearest_neighbors
+
+CANDIDATES = 2**22  # neighbours looked at together
 
 
 def relevant_counts(labels: Tensor) -> Tensor:
@@ -38,7 +40,7 @@ def retrieval_hits(embeddings: Tensor, labels: Tensor, ks: Sequence[int]) -> tup
     hits = [torch.empty(0, len(ks), dtype=torch.bool, device=labels.device)]
     precision = [torch.empty(0, dtype=torch.float64, device=labels.device)]
     k = max(*ks, int(relevant.max()) if len(relevant) else 0)
-    for own in queries.split(max(1, BLOCK // (4 * k))):
+    for own in queries.split(max(1, CANDIDATES // k)):
         _, rows = nearest_neighbors(embeddings[own], embeddings, k, own)
         correct = labels[rows] == labels[own].unsqueeze(1)
         hits.append(torch.stack([correct[:, :top].any(1) for top in ks], 1))
