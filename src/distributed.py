@@ -22,6 +22,11 @@ def gather_views(embeddings: Tensor) -> Tensor:
     return torch.cat(list(views))
 
 
+def gather_rows(tensor: Tensor) -> Tensor:
+    """`(B, ...)` of each of W ranks to `(WB, ...)` on every rank, in the order that `gather_views` has; no gradient."""
+    return tensor.detach() if _alone() else _gather(tensor.detach())
+
+
 def gather_unique(index: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
     """`index` `(N,)` and the tensors `(N, ...)` beside it, of all ranks, sorted by index, each index once.
 

@@ -63,6 +63,7 @@ class EmbeddingModule(pl.LightningModule):
         _, embeddings = self(batch["views"])
         with torch.autocast(self.device.type, enabled=False):  # the loss takes its products in float32
             terms = self.method(embeddings, batch["index"])
+        self.seen = embeddings.detach(), batch["index"]
         loss = terms["loss"]
         if not loss.isfinite():
             raise FloatingPointError(
@@ -76,6 +77,9 @@ class EmbeddingModule(pl.LightningModule):
             self.log(f"train/{name}", term, on_step=True, on_epoch=True, prog_bar=bar, batch_size=size)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.method.after_step(*self.seen)
 
     def on_validation_epoch_start(self) -> None:
         broadcast_buffers(self)

@@ -68,13 +68,9 @@ def assemble(config: DictConfig, ranks: int) -> tuple["StoreDataModule", "Embedd
     metrics = {name: instantiate(metric) for name, metric in config.protocol.metrics.items()}
     for metric in metrics.values():
         metric.check(datamodule.query_labels, datamodule.gallery_labels)
-    method = instantiate(config.method)
-    labels = datamodule.train_labels
-    pretrained = bool(config.backbone.get("pretrained", False))
-    method.setup(TrainingSet(len(labels), config.embedding_dim, pretrained, labels if method.supervised else None))
     module = EmbeddingModule(
         backbone,
-        method,
+        instantiate(config.method),
         config.embedding_dim,
         instantiate(config.optimizer),
         config.schedule.milestones,
@@ -82,6 +78,10 @@ def assemble(config: DictConfig, ranks: int) -> tuple["StoreDataModule", "Embedd
         config.protocol.space,
         config.seed,
     )
+    labels = datamodule.train_labels if module.method.supervised else None
+    pretrained = bool(config.backbone.get("pretrained", False))
+    # After the network, whose initial weights are then the same for every method.
+    module.method.setup(TrainingSet(len(datamodule.train_labels), config.embedding_dim, pretrained, labels))
     return datamodule, module, metrics
 
 
@@ -122,6 +122,8 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
     if config.compile:
         module.backbone.compile()
     callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
     facts = hardware.describe_hardware(config.trainer.accelerator, ranks)
     history, monitor = History(), config.protocol.monitor
     logger = instantiate(config.logger) if config.logger else None
@@ -139,11 +141,12 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
                 f"{config.dataset.name}: {len(datamodule.train_labels):,} training and "
                 f"{len(datamodule.query_labels):,} test images; {choices['backbone']}, {parameters:,} parameters; "
                 f"{config.trainer.precision} on {ranks} x {facts.get('gpu', facts['cpu'])}"
+                + ("; training labels are used" if module.method.supervised else "")
                 + (f"; going on from {last}" if last else ""),
                 flush=True,
             )
             if logger:
-                logger.log_hyperparams(OmegaConf.to_container(config))
+                logger.log_hyperparams({**plain, "labels_used": module.method.supervised})
         if last is None:
             trainer.validate(module, datamodule, verbose=False)
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
@@ -162,7 +165,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
                 "metrics": OmegaConf.to_container(config.protocol.metrics),
                 "gallery": f"{len(gallery)} training images" if gallery is not None else None,
                 "query": f"{len(datamodule.query_labels)} test images",
-                "labels": "training labels used" if module.method.supervised else "none used in training",
+                "labels_used": module.method.supervised,
                 "stop_gradient": config.method.get("stop_gradient"),
                 "positives": config.method.get("positives"),
             },
@@ -174,7 +177,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
             "hardware": facts,
             "versions": hardware.describe_versions(),
             "history": history.rows,
-            "config": OmegaConf.to_container(config),
+            "config": plain,
         }
         if trainer.is_global_zero:
             runs.write_results(folder, results)
@@ -200,6 +203,8 @@ def summary(results: dict[str, Any]) -> str:
     lines.append(
         f"last: epoch {results['last']['epoch']}; best: epoch {results['best']['epoch']} of {results['monitor']}, "
         f"chosen on the test images; {results['images_per_s']:.0f} images/s, {results['wall_time_s']:.0f} s"
+        + "; training labels used"
+        * results["protocol"]["labels_used"]
     )
     return "\n".join(lines)
 

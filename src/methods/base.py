@@ -71,3 +71,6 @@ class Method(nn.Module):
             The `loss` to minimise, and whatever else is worth a curve, detached.
         """
         raise NotImplementedError
+
+    def after_step(self, embeddings: Tensor, index: Tensor) -> None:
+        """Remember what `forward` was given, detached, once the network has learned from it."""

@@ -1,0 +1,67 @@
+"""Triplets inside a batch: an anchor, its other view, and a negative (Hermans et al., 2017; Ye et al., Table 1)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from src.distributed import gather_views
+from src.methods.base import Method
+
+NEGATIVES = ("random", "hard")
+
+
+def distances(embeddings: Tensor) -> Tensor:
+    """Euclidean distances between rows, `(R, R)`; the gradient at distance 0 is 0, not infinite."""
+    norms = embeddings.square().sum(1)
+    squared = (norms + norms.unsqueeze(1) - 2 * embeddings @ embeddings.T).clamp(min=0)
+    apart = squared > 1e-12
+    return torch.where(apart, squared.where(apart, 1).sqrt(), 0)
+
+
+def choose_negatives(distance: Tensor, negatives: str) -> Tensor:
+    """For each row of `distance` `(2N, 2N)` the row of another image: any (`random`) or the nearest (`hard`)."""
+    rows = len(distance)
+    images = rows // 2
+    if negatives == "hard":
+        image = torch.arange(rows, device=distance.device) % images
+        return distance.detach().masked_fill(image.unsqueeze(0) == image.unsqueeze(1), torch.inf).argmin(1)
+    own = torch.arange(rows, device=distance.device)
+    shift = torch.randint(1, images, (rows,), device=distance.device)
+    view = torch.randint(2, (rows,), device=distance.device)
+    return (own + shift) % images + view * images
+
+
+def triplet_loss(embeddings: Tensor, margin: float, negatives: str) -> Tensor:
+    """The mean over rows of max(0, margin + |a - p| - |a - n|), p the row's other view.
+
+    Args:
+        embeddings: `(2N, D)`, unit norm; rows i and i + N are two views of one image.
+        margin: positive.
+        negatives: n is a `random` row of another image, or the nearest, `hard`.
+
+    Raises:
+        ValueError: fewer than two images.
+    """
+    rows = len(embeddings)
+    if rows < 4 or rows % 2:
+        raise ValueError(f"triplets need two views of at least two images, got embeddings {tuple(embeddings.shape)}")
+    distance = distances(embeddings)
+    own = torch.arange(rows, device=distance.device)
+    positive = distance[own, own.roll(rows // 2)]
+    negative = distance[own, choose_negatives(distance, negatives)]
+    return functional.relu(margin + positive - negative).mean()
+
+
+class Triplet(Method):
+    """The loss over the images of all ranks."""
+
+    def __init__(self, margin: float, negatives: str) -> None:
+        super().__init__()
+        if margin <= 0:
+            raise ValueError(f"method.margin={margin} must be positive")
+        if negatives not in NEGATIVES:
+            raise ValueError(f"method.negatives={negatives!r} is unknown; choose one of {', '.join(NEGATIVES)}")
+        self.margin, self.negatives = margin, negatives
+
+    def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
+        return {"loss": triplet_loss(gather_views(embeddings), self.margin, self.negatives)}

@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import Tensor
+
+from src.methods.base import TrainingSet
+from src.methods.exemplar import Exemplar, exemplar_loss
+from tests.methods.reference import assert_same, unit
+
+
+def naive(f: Tensor, w: Tensor, index: Tensor, temperature: float) -> Tensor:
+    """Equation (1)."""
+    total = f.new_zeros(())
+    for row, i in enumerate(index.tolist()):
+        exps = [(w[k] @ f[row] / temperature).exp() for k in range(len(w))]
+        total = total - (exps[i] / torch.stack(exps).sum()).log()
+    return total / len(f)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_agrees_with_the_equation(temperature: float) -> None:
+    f, w = unit(5, 4).requires_grad_(), (3 * unit(9, 4, seed=1)).requires_grad_()
+    index = torch.tensor([0, 8, 3, 3, 1])
+    assert_same(exemplar_loss(f, w, index, temperature), naive(f, w, index, temperature), f, w)
+
+
+def test_learns_a_weight_for_each_image() -> None:
+    method = Exemplar(1.0)
+    method.setup(TrainingSet(6, 4, pretrained=False, labels=None))
+    f, index = unit(6, 4, dtype=torch.float32), torch.arange(6)
+    optimizer = torch.optim.SGD(method.parameters(), lr=50)
+    before = method(f, index)["loss"].item()
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = method(f, index)["loss"]
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < before / 10
+    assert torch.equal((f @ method.weights.T).argmax(1), index)
+
+
+def test_one_image_has_nothing_to_be_told_from() -> None:
+    assert exemplar_loss(unit(1, 4), unit(1, 4), torch.tensor([0]), 1.0).item() == 0
+
+
+def test_an_impossible_temperature() -> None:
+    with pytest.raises(ValueError, match=r"method.temperature=0"):
+        Exemplar(0)

@@ -1,0 +1,43 @@
+import pytest
+import torch
+from torch import Tensor
+
+from src.methods.base import TrainingSet
+from src.methods.npsoftmax import NPSoftmax, npsoftmax_loss
+from tests.methods.reference import assert_same, unit
+
+
+def naive(f: Tensor, v: Tensor, index: Tensor, tau: float) -> Tensor:
+    """Equation (2)."""
+    total = f.new_zeros(())
+    for row, i in enumerate(index.tolist()):
+        exps = [(v[k] @ f[row] / tau).exp() for k in range(len(v))]
+        total = total - (exps[i] / torch.stack(exps).sum()).log()
+    return total / len(f)
+
+
+@pytest.mark.parametrize("tau", [0.07, 0.1, 1.0])
+def test_agrees_with_the_equation(tau: float) -> None:
+    f, v, index = unit(5, 4).requires_grad_(), unit(9, 4, seed=1), torch.tensor([0, 8, 3, 4, 1])
+    assert_same(npsoftmax_loss(f, v, index, tau), naive(f, v, index, tau), f)
+
+
+def test_the_memory_follows_after_the_step() -> None:
+    """The loss reads the memory as it was; the backward pass may not find it changed."""
+    method = NPSoftmax(0.1, 0.5)
+    method.setup(TrainingSet(9, 4, pretrained=False, labels=None))
+    memory = method.bank.memory.clone()
+    f, index = unit(3, 4, dtype=torch.float32).requires_grad_(), torch.tensor([2, 0, 5])
+    loss = method(f, index)["loss"]
+    assert torch.equal(method.bank.memory, memory), "an empty memory serves the first epoch"
+    loss.backward()
+    method.after_step(f.detach(), index)
+    assert ((method.bank.memory != memory).any(1).nonzero().squeeze(1)).tolist() == [0, 2, 5]
+    assert method(f, index)["loss"] < loss
+
+
+def test_impossible_options() -> None:
+    with pytest.raises(ValueError, match=r"method.temperature=0"):
+        NPSoftmax(0, 0.5)
+    with pytest.raises(ValueError, match=r"method.momentum=1"):
+        NPSoftmax(0.1, 1).setup(TrainingSet(9, 4, pretrained=False, labels=None))

@@ -1,0 +1,118 @@
+"""Every method by one command, and the table of what came of it."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.report import PAPER, draw, find_results, group_by_setting, paper_numbers, table
+from tests.conftest import ROOT, Run
+
+METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweep")
+
+
+def test_every_method_runs_by_one_command(run: Run, sweep: Path) -> None:
+    done = run(
+        "src.train",
+        "-m",
+        "method=glob(*)",
+        "dataset=digits",
+        "trainer.max_epochs=1",
+        "logger=none",
+        f"hydra.sweep.dir={sweep}/all",
+    )
+    assert done.returncode == 0, done.stderr
+    results = find_results([sweep])
+    assert sorted(result["choices"]["method"] for result in results) == METHODS
+    assert len({result["untrained"]["knn/top1"] for result in results}) == 1, "they start from one network"
+    for result in results:
+        method = result["choices"]["method"]
+        assert result["last"]["epoch"] == (0 if method == "untrained" else 1)
+        assert result["protocol"]["labels_used"] == (method == "supervised")
+        assert ("train/refresh_s" in result["last"]) == (method in ("deepcluster", "mom"))
+    assert done.stdout.count("training labels are used") == done.stdout.count("training labels used") == 1
+
+    again = run("src.evaluate", f"run={sweep}/all/{METHODS.index('nce')}")  # its memory is in the checkpoint
+    assert again.returncode == 0, again.stderr
+    report = run("src.report", str(sweep), "--figure", str(sweep / "curves.png"))
+    assert report.returncode == 0, report.stderr
+    for method in METHODS:
+        assert f"| method={method}{' (labels used)' * (method == 'supervised')} | knn/top1 | 1 |" in report.stdout
+    assert (sweep / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def changed(result: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """A copy with some of its config replaced: `method__clusters=10`, `seed=1`, or a score of its last epoch."""
+    copy = json.loads(json.dumps(result))
+    for name, value in values.items():
+        *path, key = name.split("__")
+        node = copy
+        for step in path:
+            node = node[step]
+        node[key] = value
+    return copy
+
+
+def by_method(sweep: Path, method: str) -> dict[str, Any]:
+    return next(result for result in find_results([sweep]) if result["choices"]["method"] == method)
+
+
+def test_seeds_are_averaged_and_settings_kept_apart(sweep: Path) -> None:
+    nce = by_method(sweep, "nce")
+    score = nce["last"]["knn/top1"]
+    other = changed(nce, config__seed=1, config__dataset__seed=1, seed=1)
+    other["last"]["knn/top1"] = score + 2
+    hotter = changed(nce, config__method__temperature=0.2)
+    groups = group_by_setting([nce, other, hotter])
+    assert {name: len(runs) for name, runs in groups.items()} == {
+        "method.temperature=0.1": 2,
+        "method.temperature=0.2": 1,
+    }
+    lines = table([nce, other, hotter]).splitlines()
+    mean = f"{score + 1:.2f} ({score:.2f} to {score + 2:.2f})"
+    assert any("method.temperature=0.1 | knn/top1 | 2 |" in line and mean in line for line in lines)
+
+
+def test_the_papers_numbers_stand_beside_its_own_systems(sweep: Path) -> None:
+    ours, cluster = by_method(sweep, "invariant_spreading"), by_method(sweep, "deepcluster")
+    assert paper_numbers(ours) == {}, "the paper has no digits"
+    assert paper_numbers(changed(ours, config__dataset__name="cifar10")) == {"knn/top1": 83.6}
+    cifar = changed(cluster, config__dataset__name="cifar10")
+    assert paper_numbers(cifar) == {}, "100 clusters are on STL-10 only"
+    assert paper_numbers(changed(cifar, config__method__clusters=10)) == {"knn/top1": 44.4}
+    stl = changed(ours, config__dataset__name="stl10", config__dataset__split="train+unlabeled")
+    assert paper_numbers(stl)["knn/top1"] == 81.6
+    scratch = changed(ours, config__dataset__name="products")
+    assert paper_numbers(scratch)["retrieval/R@1"] == 39.7
+    assert "| 83.6 |" in table([changed(ours, config__dataset__name="cifar10")])
+
+
+def test_quoted_systems_are_marked() -> None:
+    with PAPER.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    quoted = {row["system"] for row in rows if row["note"].startswith("quoted")}
+    seen, unseen = (
+        {"k-MeansNet", "HMP", "Stacked what-where", "Exemplar"},
+        {"Lifted", "Clustering", "Triplet+", "Smart+"},
+    )
+    assert quoted == seen | unseen | {"Cyclic"}
+    assert all((row["run"] == "") == row["note"].startswith("quoted") for row in rows)
+    assert {row["run"].split("(")[0] for row in rows} - {""} <= set(METHODS)
+
+
+def test_a_figure_of_runs_with_few_scores(sweep: Path, tmp_path: Path) -> None:
+    draw([by_method(sweep, "untrained")], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_no_runs(run: Run, tmp_path: Path) -> None:
+    done = run("src.report", str(tmp_path))
+    assert done.returncode == 1
+    assert f"error: no results.json in {tmp_path}" in done.stderr
