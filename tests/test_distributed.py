@@ -13,7 +13,13 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from src.distributed import broadcast_buffers, gather_unique, gather_views
+from src.methods.base import Method, TrainingSet
+from src.methods.exemplar import Exemplar
 from src.methods.invariant_spreading import InvariantSpreading
+from src.methods.npsoftmax import NPSoftmax
+from src.methods.simclr import SimCLR
+from src.methods.supervised import Supervised
+from src.methods.triplet import Triplet
 
 RANKS = 2
 
@@ -49,34 +55,57 @@ def views() -> torch.Tensor:
     return torch.randn(2, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def method(negatives: str, stop_gradient: bool) -> InvariantSpreading:
-    return InvariantSpreading(0.1, negatives, stop_gradient, 0.5, "self")
-
-
 OPTIONS = [(negatives, stop) for negatives in ("all", "hard", "easy") for stop in (True, False)]
 
 
+def methods() -> list[Method]:
+    """One of every kind that sees eight images of eight dimensions and draws nothing."""
+    torch.manual_seed(0)
+    ours: list[Method] = [InvariantSpreading(0.1, *options, 0.5, "self") for options in OPTIONS]
+    others: list[Method] = [
+        SimCLR(0.5),
+        Triplet(0.5, "hard"),
+        Supervised("MultiSimilarityLoss", {}, None, {}),
+        Exemplar(1.0),
+        NPSoftmax(0.1, 0.5),
+    ]
+    for method in ours + others:
+        labels = torch.arange(8) // 3 if method.supervised else None
+        method.setup(TrainingSet(images=8, embedding_dim=8, pretrained=False, labels=labels))
+        method.double()
+    return ours + others
+
+
+def step(method: Method, network: nn.Module, images: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The loss, its gradients, and what the method remembers of it."""
+    embeddings = network(images[: method.views].flatten(0, 1))
+    loss = method(embeddings, index)["loss"]
+    loss.backward()
+    method.after_step(embeddings.detach(), index)
+    return loss.detach()
+
+
 def _train(rank: int, folder: Path) -> None:
-    own = views()[:, rank * 4 : rank * 4 + 4].flatten(0, 1)
     results = []
-    for options in OPTIONS:
+    for method in methods():
         network = DistributedDataParallel(Tiny())
-        loss = method(*options)(network(own), torch.arange(4))["loss"]
-        loss.backward()
-        results.append((loss.detach(), [p.grad for p in network.parameters()]))
+        loss = step(method, network, views()[:, rank * 4 : rank * 4 + 4], torch.arange(4) + rank * 4)
+        results.append((loss, [p.grad for p in network.parameters()], method.state_dict()))
     torch.save(results, folder / f"{rank}.pt")
 
 
-def test_loss_and_gradient_are_those_of_one_process(tmp_path: Path) -> None:
+def test_loss_gradient_and_memory_are_those_of_one_process(tmp_path: Path) -> None:
     on_two_ranks(_train, tmp_path)
-    for rank in range(RANKS):
-        for options, (loss, gradients) in zip(OPTIONS, torch.load(tmp_path / f"{rank}.pt"), strict=True):
-            network = Tiny()
-            expected = method(*options)(network(views().flatten(0, 1)), torch.arange(8))["loss"]
-            expected.backward()
-            torch.testing.assert_close(loss, expected.detach(), rtol=1e-10, atol=1e-10)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
+    for method, *found in zip(methods(), *ranks, strict=True):
+        network = Tiny()
+        expected = step(method, network, views(), torch.arange(8))
+        mean = torch.stack([loss for loss, _, _ in found]).mean()
+        torch.testing.assert_close(mean, expected, rtol=1e-10, atol=1e-10)
+        for _, gradients, state in found:
             for gradient, parameter in zip(gradients, network.parameters(), strict=True):
                 torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(state, dict(method.state_dict()))
 
 
 def _evaluate(rank: int, folder: Path) -> None:
