@@ -126,6 +126,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, cache: Path) -> No
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
         time.sleep(0.05)
