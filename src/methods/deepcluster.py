@@ -69,7 +69,7 @@ class DeepCluster(Method):
     def setup(self, data: TrainingSet) -> None:
         if data.images < self.clusters:
             raise ValueError(f"method.clusters={self.clusters}, but there are {data.images} training images: lower it")
-        self.weights = nn.Parameter(torch.randn(self.clusters, data.embedding_dim))
+        self.weights = nn.Parameter(torch.zeros(self.clusters, data.embedding_dim))  # until the first epoch
         self.register_buffer("labels", torch.zeros(data.images, dtype=torch.long))
 
     @torch.no_grad()
@@ -78,7 +78,8 @@ class DeepCluster(Method):
         seed = int(torch.randint(2**31, (1,), generator=generator))
         labels, _ = kmeans(whiten(features, self.pca), self.clusters, seed)
         self.labels.copy_(labels)
-        self.weights.copy_(torch.randn(self.weights.shape, generator=generator))
+        # Of unit norm, since a cosine classifier turns the slower the longer its weights are.
+        self.weights.copy_(functional.normalize(torch.randn(self.weights.shape, generator=generator), dim=1))
         return uniform_over_clusters(labels.cpu(), generator).unsqueeze(1)
 
     def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
