@@ -1,5 +1,6 @@
-"""Fair times: contenders in turn, many rounds in one process, medians."""
+"""Fair times: contenders in turn, several rounds in one process, medians, as a table in Markdown."""
 
+import datetime
 import os
 import statistics
 import time
@@ -7,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from src.hardware import describe_hardware, describe_versions
+from src.hardware import describe_hardware, describe_versions, settle
 
 
 def medians(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -25,14 +26,21 @@ def medians(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict
 def report(what: str, seconds: Mapping[str, float]) -> None:
     """One row: the first contender's time, then each other's and how many times as long it takes."""
     (_, mine), *others = seconds.items()
-    cells = [f"{name} {1e3 * time:,.0f} ms ({time / mine:.2f}x)" for name, time in others]
-    print(f"{what:40} ours {1e3 * mine:,.0f} ms | " + " | ".join(cells), flush=True)
+    cells = [f"{name} {_readable(time)} ({time / mine:.2f}x)" for name, time in others]
+    print(f"| {what} | {_readable(mine)} | {'; '.join(cells)} |", flush=True)
 
 
 def heading(title: str) -> None:
-    """What is timed, and on what."""
+    """What is timed, when and on what, and the head of the table."""
+    settle()
     facts, versions = describe_hardware("cpu", 1), describe_versions()
     print(
-        f"{title}; {facts['cpu']}, {torch.get_num_threads()} threads of {os.cpu_count()} cores; "
-        f"torch {versions['torch']}, torchvision {versions['torchvision']}"
+        f"# {title}\n\n{datetime.date.today()}; {facts['cpu']}, {torch.get_num_threads()} threads of "
+        f"{os.cpu_count()} cores; Python {versions['python']}, torch {versions['torch']}, torchvision "
+        f"{versions['torchvision']}; medians.\n\n| | ours | others (times as long as ours) |\n|---|---|---|",
+        flush=True,
     )
+
+
+def _readable(seconds: float) -> str:
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{1e3 * seconds:,.{0 if seconds >= 0.1 else 1}f} ms"

@@ -1,8 +1,10 @@
 """What the machine has, and the settings that follow from it."""
 
+import ctypes
 import logging
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy")
 
 
@@ -62,14 +65,22 @@ def select_precision(asked: str, accelerator: str) -> str:
 
 
 def settle() -> None:
-    """Quiet what Lightning says of settings made on purpose, and make torch repeat its numbers without slowing down."""
+    """Quiet what Lightning says of settings made on purpose; let torch repeat its numbers and keep its memory."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # a batch is one gather from memory
     warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.` is deprecated.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that goes on
     warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    _keep_freed_memory()
     # Deterministic mode would also fill every fresh tensor, to expose code that reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _keep_freed_memory() -> None:
+    # glibc returns large blocks to the system at once, and the next step's page faults then take 7% of its time.
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # musl has none
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def describe_hardware(accelerator: str, ranks: int) -> dict[str, str | int]:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from src.neighbors import block_size
+from src.neighbors import products, queries_at_once
 
 ROUNDS = 256  # of k-means++: one centre each where there are so few, else several drawn at once
 
@@ -14,10 +14,10 @@ def assign(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest of `centres` `(K, D)` to each of `points` `(N, D)`: its number and squared distance, both `(N,)`."""
     half_norms = centres.square().sum(1) / 2
     labels, distances = [], []
-    for part in points.split(max(1, block_size(points.device) // len(centres))):
-        closest = torch.addmm(half_norms, part, centres.T, alpha=-1).min(1)
+    for part in points.split(queries_at_once(centres)):
+        closest = products(centres, part).sub_(half_norms.unsqueeze(1)).max(0)
         labels.append(closest.indices)
-        distances.append((2 * closest.values + part.square().sum(1)).clamp_(min=0))
+        distances.append((part.square().sum(1) - 2 * closest.values).clamp_(min=0))
     return torch.cat(labels), torch.cat(distances)
 
 

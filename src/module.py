@@ -52,6 +52,7 @@ class EmbeddingModule(pl.LightningModule):
         self.head = Head(int(backbone.num_features), embedding_dim)  # type: ignore[arg-type]
         self.make_optimizer, self.milestones, self.factors = optimizer, milestones, [1.0, *factors]
         self.space, self.seed = space, seed
+        self.unchecked: list[tuple[int, int, Tensor, Tensor]] = []  # step, batch, images and loss
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images `(B, 3, H, W)` to pooled features `(B, F)` and unit-norm embeddings `(B, D)`."""
@@ -64,22 +65,37 @@ class EmbeddingModule(pl.LightningModule):
         with torch.autocast(self.device.type, enabled=False):  # the loss takes its products in float32
             terms = self.method(embeddings, batch["index"])
         self.seen = embeddings.detach(), batch["index"]
-        loss = terms["loss"]
-        if not loss.isfinite():
-            raise FloatingPointError(
-                f"the loss became {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch "
-                f"{batch_idx}, images {batch['index'].tolist()}): lower optimizer.lr or raise method.temperature"
-            )
+        self.unchecked.append((self.global_step, batch_idx, batch["index"], terms["loss"].detach()))
         size = len(batch["index"])
         for name, term in terms.items():
             # The method has taken the loss over all ranks already.
             bar = name == "loss"
             self.log(f"train/{name}", term, on_step=True, on_epoch=True, prog_bar=bar, batch_size=size)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
-        return loss
+        if batch_idx == 0:
+            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.log("train/lr", lr, on_step=False, on_epoch=True, batch_size=size)
+        return terms["loss"]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.method.after_step(*self.seen)
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.trainer.is_last_batch or len(self.unchecked) >= every:
+            self.check_losses()
+
+    def check_losses(self) -> None:
+        """Look at the losses since the last look, all at once: an accelerator has to be waited for to see a number.
+
+        Raises:
+            FloatingPointError: one is not finite; the message names the first, its step and its batch.
+        """
+        finite = torch.stack([loss for *_, loss in self.unchecked]).isfinite().tolist()
+        for (step, batch, index, loss), good in zip(self.unchecked, finite, strict=True):
+            if not good:
+                raise FloatingPointError(
+                    f"the loss became {loss.item()} at step {step} (epoch {self.current_epoch}, batch {batch}, images "
+                    f"{index.tolist()}): lower optimizer.lr or raise method.temperature"
+                )
+        self.unchecked.clear()
 
     def on_validation_epoch_start(self) -> None:
         broadcast_buffers(self)

@@ -59,3 +59,23 @@ def test_k_out_of_range_is_an_error(points: Tensor) -> None:
     for k, own in ((11, None), (10, torch.arange(10)), (0, None)):
         with pytest.raises(ValueError, match=rf"k={k} .* 10 images"):
             nearest_neighbors(ten, ten, k, own)
+
+
+def test_autocast_does_not_round_similarities(points: Tensor) -> None:
+    some = points[:300].float()
+    exact = nearest_neighbors(some, some, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = nearest_neighbors(some, some, 20)
+    assert torch.equal(exact[0], cast[0])
+    assert torch.equal(exact[1], cast[1])
+
+
+@pytest.mark.parametrize(("rows", "k"), [(1, 1), (5, 2), (499, 11), (1797, 1), (1797, 30), (1797, 1797)])
+def test_float32_on_a_cpu(points: Tensor, rows: int, k: int) -> None:
+    """Its own way to the products, and every depth of the search by groups."""
+    gallery = points[:rows].float()
+    k = min(k, rows)
+    similarity, found = nearest_neighbors(points[:40].float(), gallery, k)
+    exact = points[:40] @ points[:rows].T
+    torch.testing.assert_close(similarity.double(), exact.topk(k).values, rtol=0, atol=1e-6)
+    torch.testing.assert_close(exact.gather(1, found), similarity.double(), rtol=0, atol=1e-6)

@@ -1,73 +1,130 @@
 """Image operations on whole batches, each image with its own parameters.
 
-Images are float tensors `(N, 3, H, W)` in grey levels, 0 to 255. Given the same parameters, every operation agrees
-with its namesake in `torchvision.transforms.functional` on uint8 tensors to within one grey level: torchvision goes
-back to whole levels after each operation, these do not.
+Images are `(N, 3, H, W)` in grey levels, 0 to 255: float, or uint8 as well where an operation only moves pixels. Given
+the same parameters, every operation agrees with its namesake in `torchvision.transforms.functional` on uint8 tensors to
+within one grey level: torchvision goes back to whole levels after each operation, most of these do not.
 """
 
 import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample, interpolate
 
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as torchvision rounds them
+# The adjustments of colour; the first three blend an image with something.
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:
-    return values.to(images.device, images.dtype).view(-1, 1, 1, 1)
+    return values.to(images.device, non_blocking=True).view(-1, 1, 1, 1)
+
+
+def _rows(mask: Tensor, images: Tensor) -> Tensor:
+    # Found on the host, where the parameters are drawn, so that nothing waits for the device.
+    return mask.nonzero().squeeze(1).to(images.device, non_blocking=True)
 
 
 def _grey(images: Tensor) -> Tensor:
     # Whole levels, rounded down, as torchvision's grey of a uint8 image.
     red, green, blue = images.unbind(1)
-    return (GREY_WEIGHTS[0] * red + GREY_WEIGHTS[1] * green + GREY_WEIGHTS[2] * blue).floor_().unsqueeze(1)
+    return (
+        (GREY_WEIGHTS[0] * red).add_(green, alpha=GREY_WEIGHTS[1]).add_(blue, alpha=GREY_WEIGHTS[2]).floor_()[:, None]
+    )
 
 
-def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(other, images, _per_image(factor, images)).clamp_(0, 255)
+def blend(images: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
+    """Adjust brightness, contrast or saturation: factor x image + (1 - factor) x what the kind blends with.
+
+    Args:
+        images: float `(N, 3, H, W)`.
+        kind: `(N,)` BRIGHTNESS blends with black, CONTRAST with the image's mean grey, SATURATION with its grey; of
+            another kind an image is left as it is.
+        factor: `(N,)`, at least 0; 1 changes nothing.
+    """
+    factor = torch.where(kind < HUE, factor, 1)
+    rest = 1 - factor
+    grey = _grey(images)
+    mean = grey.mean((1, 2, 3), keepdim=True) * _per_image(rest * (kind == CONTRAST), images)
+    other = torch.addcmul(mean, grey, _per_image(rest * (kind == SATURATION), images))
+    return torch.addcmul(other, images, _per_image(factor, images)).clamp_(0, 255)
 
 
-def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Scale towards black: `factor` `(N,)`, 0 black, 1 unchanged."""
-    return (images * _per_image(factor, images)).clamp_(0, 255)
-
-
-def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's mean grey: `factor` `(N,)`, 0 flat grey, 1 unchanged."""
-    return _blend(images, _grey(images).mean((1, 2, 3), keepdim=True), factor)
-
-
-def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image: `factor` `(N,)`, 0 grey, 1 unchanged."""
-    return _blend(images, _grey(images), factor)
+def adjust_hue_(images: Tensor, mask: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue of the images chosen by `mask` `(N,)` bool, in place; see `adjust_hue`."""
+    here = _rows(mask, images)
+    return images.index_copy_(0, here, adjust_hue(images.index_select(0, here), shift[mask]))
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue by `shift` `(N,)` of a full circle, -0.5 to 0.5, in HSV space."""
     red, green, blue = images.unbind(1)
-    value, chroma = images.amax(1), images.amax(1) - images.amin(1)
-    scale = torch.where(chroma > 0, chroma, 1).reciprocal_()
-    # The hue in sixths of a circle, measured from red, in the sector of the largest channel.
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    scale = chroma.mul(6).clamp_(min=1e-6).reciprocal_()
+    # The hue as a share of the circle, measured from red, in the sector of the largest channel.
     hue = torch.where(
         value == red,
-        (green - blue) * scale,
-        torch.where(value == green, 2 + (blue - red) * scale, 4 + (red - green) * scale),
+        (green - blue).mul_(scale),
+        torch.where(value == green, (blue - red).mul_(scale).add_(1 / 3), (red - green).mul_(scale).add_(2 / 3)),
     )
-    hue = hue + 6 * shift.to(images.device, images.dtype).view(-1, 1, 1)
+    hue = (hue + _per_image(shift, images).squeeze(1)).unsqueeze(1)
     # Each channel is `value` less the share of chroma that its distance from the hue takes away.
-    channels = []
-    for offset in (5, 3, 1):
-        position = torch.remainder(hue + offset, 6)
-        channels.append(value - chroma * torch.minimum(position, 4 - position).clamp_(0, 1))
-    return torch.stack(channels, 1)
+    opposite = torch.tensor([1 / 2, 1 / 6, -1 / 6], device=images.device).view(3, 1, 1)
+    distance = hue + opposite
+    share = distance.sub_(distance.round()).abs_().mul_(-6).add_(2).clamp_(0, 1)
+    return torch.addcmul(value.unsqueeze(1), chroma.unsqueeze(1), share, value=-1)
 
 
 def to_grayscale(images: Tensor, mask: Tensor) -> Tensor:
     """Replace the images chosen by `mask` `(N,)` bool by their grey, in three equal channels."""
-    return torch.where(mask.to(images.device).view(-1, 1, 1, 1), _grey(images), images)
+    here = _rows(mask, images)
+    return images.index_copy(0, here, _grey(images.index_select(0, here)).expand(-1, 3, -1, -1))
 
 
 def horizontal_flip(images: Tensor, mask: Tensor) -> Tensor:
     """Mirror the images chosen by `mask` `(N,)` bool, left to right."""
-    return torch.where(mask.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
+    here = _rows(mask, images)
+    return images.index_copy(0, here, images.index_select(0, here).flip(-1))
+
+
+def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Cut a box from each image and resize it to `(N, 3, size, size)`, bilinear with antialiasing.
+
+    Args:
+        images: uint8 or float `(N, 3, H, W)`.
+        boxes: `(N, 4)` whole pixels: top, left, height, width.
+        size: pixels a side.
+
+    Returns:
+        Float, or uint8 of such images.
+    """
+    if images.device.type != "cpu":
+        return resample(images.float(), boxes, size)
+    if int(boxes[:, 2:].max()) <= size:
+        return enlarge(images.float(), boxes, size)
+    # Nothing is faster than torch's own kernel for an image of bytes.
+    return torch.cat(
+        [
+            interpolate(
+                image[None, :, top : top + height, left : left + width], (size, size), mode="bilinear", antialias=True
+            )
+            for image, (top, left, height, width) in zip(images, boxes.tolist(), strict=True)
+        ]
+    )
+
+
+def enlarge(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """`resized_crop` of float images where no box is larger than `size`, so that antialiasing changes nothing."""
+
+    def coordinates(start: Tensor, length: Tensor, side: int) -> Tensor:
+        # Of the pixels' centres, from -1 to 1 over the image; where they leave the box its border goes on.
+        start, length = start.float().unsqueeze(1), length.float().unsqueeze(1)
+        inside = ((torch.arange(size) + 0.5) * (length / size)).clamp(min=0.5).minimum(length - 0.5)
+        return (start + inside) * (2 / side) - 1
+
+    top, left, height, width = boxes.unbind(1)
+    rows, columns = coordinates(top, height, images.shape[2]), coordinates(left, width, images.shape[3])
+    grid = torch.stack(torch.broadcast_tensors(columns.unsqueeze(1), rows.unsqueeze(2)), 3)
+    return grid_sample(images.contiguous(), grid, padding_mode="border", align_corners=False).round_()
 
 
 def _resampling_matrix(start: Tensor, length: Tensor, size_in: int, size_out: int) -> Tensor:
@@ -85,12 +142,8 @@ def _resampling_matrix(start: Tensor, length: Tensor, size_in: int, size_out: in
     return weights / weights.sum(-1, keepdim=True)
 
 
-def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Cut a box from each image and resize it to `(N, 3, size, size)`, bilinear with antialiasing.
-
-    `boxes` `(N, 4)` are whole pixels: top, left, height, width. Resampling is separable, so it is two batched matrix
-    products: over the columns, then over the rows.
-    """
+def resample(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """`resized_crop` of float images for an accelerator: two batched matrix products, the columns', then the rows'."""
     top, left, height, width = boxes.to(images.device).unbind(1)
     rows = _resampling_matrix(top, height, images.shape[2], size).to(images.dtype)
     columns = _resampling_matrix(left, width, images.shape[3], size).to(images.dtype)

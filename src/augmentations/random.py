@@ -5,17 +5,24 @@ drawn on the host from a CPU generator, so one seed gives the same crops and col
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from src.augmentations import functional
 
+IN_CACHE = 2**20  # numbers of a batch that a CPU augments at once
+
 
 class RandomOperation(Protocol):
     """What `Augmentation` asks of an operation."""
+
+    @property
+    def size(self) -> int | None:
+        """Pixels a side of what it makes of images, uint8 or float; None: takes float images and keeps their size."""
 
     def draw(self, count: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
         """Parameters for `count` images of `height` x `width` pixels; each has the image as its first dimension."""
@@ -95,6 +102,7 @@ class ColorJitter:
     The first three are factors from `[max(0, 1 - x), 1 + x]`, hue a shift from `[-x, x]` of a circle, `x` <= 0.5.
     """
 
+    size: ClassVar[None] = None
     brightness: float
     contrast: float
     saturation: float
@@ -114,19 +122,9 @@ class ColorJitter:
 
     def __call__(self, images: Tensor, *parameters: Tensor) -> Tensor:
         strengths, order = parameters
-        adjust = (
-            functional.adjust_brightness,
-            functional.adjust_contrast,
-            functional.adjust_saturation,
-            functional.adjust_hue,
-        )
-        images = images.clone()
-        for place in order.unbind(1):
-            for operation in range(4):
-                # The parameters live on the host, so choosing the images does not wait for the device.
-                rows = (place == operation).nonzero().squeeze(1)
-                index = rows.to(images.device, non_blocking=True)
-                images[index] = adjust[operation](images[index], strengths[rows, operation])
+        for kind in order.unbind(1):
+            images = functional.blend(images, kind, strengths.gather(1, kind.unsqueeze(1)).squeeze(1))
+            images = functional.adjust_hue_(images, kind == functional.HUE, strengths[:, functional.HUE])
         return images
 
 
@@ -134,6 +132,7 @@ class ColorJitter:
 class RandomGrayscale:
     """Grey with probability `p`."""
 
+    size: ClassVar[None] = None
     p: float
 
     def __post_init__(self) -> None:
@@ -151,6 +150,7 @@ class RandomGrayscale:
 class RandomHorizontalFlip:
     """Mirrored, left to right, with probability `p`."""
 
+    size: ClassVar[None] = None
     p: float
 
     def __post_init__(self) -> None:
@@ -174,10 +174,23 @@ class Augmentation:
         self.size = size
         self.operations = {name: operation for name, operation in operations.items() if operation is not None}
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Draw and apply: uint8 `(N, H, W, 3)` to float `(N, 3, size, size)` in grey levels."""
-        images = images.permute(0, 3, 1, 2).float()
+    def __call__(
+        self, images: Tensor, generator: Generator, finish: Callable[[Tensor], Tensor] = lambda images: images
+    ) -> Tensor:
+        """Draw and apply: uint8 `(N, H, W, 3)` to float `(N, 3, size, size)` in grey levels, then `finish`.
+
+        All parameters are drawn first. On a CPU they are then applied to as many images at once as its cache holds.
+        """
+        count, height, width, _ = images.shape
+        drawn = []
         for operation in self.operations.values():
-            count, _, height, width = images.shape
-            images = operation(images, *operation.draw(count, height, width, generator))
-        return functional.center_crop(images, self.size)
+            drawn.append(operation.draw(count, height, width, generator))
+            height, width = (operation.size, operation.size) if operation.size else (height, width)
+        together = count if images.device.type != "cpu" else max(1, IN_CACHE // (3 * self.size**2))
+        views = []
+        for part in torch.arange(count).split(together):
+            some = images[part[0] : part[-1] + 1].permute(0, 3, 1, 2)
+            for operation, parameters in zip(self.operations.values(), drawn, strict=True):
+                some = operation(some if operation.size else some.float(), *(column[part] for column in parameters))
+            views.append(finish(functional.center_crop(some, self.size).float()))
+        return torch.cat(views)

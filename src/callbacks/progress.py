@@ -10,13 +10,24 @@ T = TypeVar("T")
 
 
 class Progress(RichProgressBar):
-    """Lightning's rich bar with the loss of the step, images per second and the latest scores, under short names."""
+    """Lightning's rich bar with the loss of the step, images per second and the latest scores, under short names.
+
+    In training the numbers change every `trainer.log_every_n_steps` steps: an accelerator has to be waited for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: dict[str, Any] = {}
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.training and trainer.global_step % every and not trainer.is_last_batch:
+            return self.shown
         metrics = super().get_metrics(trainer, pl_module)
         names = {"train/loss_step": "loss", "train/images_per_s": "images/s"}
-        shown = {names.get(name, name): value for name, value in metrics.items()}
-        return {name: value for name, value in shown.items() if name not in ("v_num", "train/loss_epoch")}
+        short = {names.get(name, name): value for name, value in metrics.items()}
+        self.shown = {name: value for name, value in short.items() if name not in ("v_num", "train/loss_epoch")}
+        return self.shown
 
     def track(self, batches: Iterable[T], total: int, description: str) -> Iterator[T]:
         """`batches`, with a bar of their own beneath the epoch's, for a pass outside of Lightning's loops."""

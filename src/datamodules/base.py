@@ -217,20 +217,20 @@ class StoreDataModule(pl.LightningDataModule):
         images = self._take(batch, "train")
         if len(images) < self.views * len(batch["index"]):  # every view is of the place's own image
             images = images.repeat(self.views, 1, 1, 1)
-        batch["views"] = self._finish(self.augmentation(images, self._generator()))
+        batch["views"] = self.augmentation(images, self._generator(), self.finish)
         return batch
 
     def clean(self, batch: Batch, split: str) -> Batch:
         """A batch of `split`, transferred, with `image` as evaluation sees it: cropped at the centre, normalised."""
         images = self._take(batch, split).permute(0, 3, 1, 2).float()
-        batch["image"] = self._finish(center_crop(images, self.image_size))
+        batch["image"] = self.finish(center_crop(images, self.image_size))
         return batch
 
     def _take(self, batch: Batch, split: str) -> Tensor:
         row = batch.pop("row", None)
         return batch.pop("image") if row is None else self._on_device[split][row]
 
-    def _finish(self, images: Tensor) -> Tensor:
+    def finish(self, images: Tensor) -> Tensor:
         mean, std = self.mean.to(images.device), self.std.to(images.device)
         return normalize(images, mean, std).contiguous(memory_format=torch.channels_last)
 

@@ -30,14 +30,27 @@ def assert_within_a_grey_level(ours: Tensor, images: Tensor, theirs: Callable[[T
     assert (ours - expected).abs().max() <= 1.0
 
 
-@pytest.mark.parametrize(
-    ("name", "low", "high"), [("brightness", 0, 2), ("contrast", 0, 2), ("saturation", 0, 2), ("hue", -0.5, 0.5)]
-)
-def test_colour(images: Tensor, name: str, low: float, high: float) -> None:
-    factors = torch.linspace(low, high, COUNT)
-    ours = getattr(functional, f"adjust_{name}")(images.float(), factors)
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_colour(images: Tensor, name: str) -> None:
+    factors = torch.linspace(0, 2, COUNT)
+    kind = torch.full((COUNT,), getattr(functional, name.upper()))
+    ours = functional.blend(images.float(), kind, factors)
     theirs = getattr(reference, f"adjust_{name}")
     assert_within_a_grey_level(ours, images, lambda image, i: theirs(image, factors[i].item()))
+
+
+def test_each_image_is_blended_in_its_own_way(images: Tensor) -> None:
+    kind = torch.arange(COUNT) % 4
+    factors = torch.linspace(0, 2, COUNT)
+    theirs = [reference.adjust_brightness, reference.adjust_contrast, reference.adjust_saturation, lambda x, _: x]
+    ours = functional.blend(images.float(), kind, factors)
+    assert_within_a_grey_level(ours, images, lambda image, i: theirs[i % 4](image, factors[i].item()))
+
+
+def test_hue(images: Tensor) -> None:
+    shifts = torch.linspace(-0.5, 0.5, COUNT)
+    ours = functional.adjust_hue(images.float(), shifts)
+    assert_within_a_grey_level(ours, images, lambda image, i: reference.adjust_hue(image, shifts[i].item()))
 
 
 def test_grey_and_flip(images: Tensor) -> None:
@@ -60,11 +73,14 @@ def test_resized_crop_with_antialiasing(images: Tensor, share: tuple[float, floa
     lefts = torch.linspace(side - width, 0, COUNT).long()
     boxes = torch.stack([tops, lefts, torch.full_like(tops, height), torch.full_like(tops, width)], 1)
     boxes[-3] = torch.tensor([0, 0, side, side])
-    ours = functional.resized_crop(images.float(), boxes, out)
-    assert ours.shape == (COUNT, 3, out, out)
-    assert_within_a_grey_level(
-        ours, images, lambda image, i: reference.resized_crop(image, *boxes[i].tolist(), [out, out], antialias=True)
-    )
+    resized = [functional.resized_crop(images, boxes, out), functional.resized_crop(images.float(), boxes, out)]
+    for ours in [*resized, functional.resample(images.float(), boxes, out)]:
+        assert ours.shape == (COUNT, 3, out, out)
+        assert_within_a_grey_level(
+            ours.float(),
+            images,
+            lambda image, i: reference.resized_crop(image, *boxes[i].tolist(), [out, out], antialias=True),
+        )
 
 
 def test_crop(images: Tensor) -> None:

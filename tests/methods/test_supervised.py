@@ -18,7 +18,7 @@ def make(loss: str, miner: str | None = None, labels: torch.Tensor = LABELS, **o
     return method
 
 
-@pytest.mark.parametrize("loss", ["LiftedStructureLoss", "TripletMarginLoss", "MultiSimilarityLoss", "NTXentLoss"])
+@pytest.mark.parametrize("loss", ["LiftedStructureLoss", "TripletMarginLoss", "SupConLoss", "NTXentLoss"])
 def test_a_loss_by_its_name(loss: str) -> None:
     """Batch places 5, 0, 1, 4 have the labels 7, 4, 4, 7, both views alike."""
     z, index = unit(8, 5).requires_grad_(), torch.tensor([5, 0, 1, 4])

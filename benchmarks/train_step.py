@@ -1,0 +1,192 @@
+"""Images a second of a training step, from the stored images to the updated weights, and how near its bound that is.
+
+`python -m benchmarks.train_step`: ResNet-18, batch 128, two views, on CIFAR-10, which it fetches the first time.
+"""
+
+import copy
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from lightly.loss import NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+from lightly.transforms import SimCLRTransform
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from benchmarks.timing import heading, medians, report
+from src.backbones.head import Head
+from src.backbones.resnet import resnet18
+from src.datamodules.store import read_store
+from src.methods.invariant_spreading import invariant_spreading_loss
+from src.methods.simclr import nt_xent_loss
+from src.train import assemble
+
+BATCH, STEPS, ROUNDS, WORKERS = 128, 3, 3, 2
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+class Pictures(Dataset[tuple[Any, int]]):
+    """PIL images of the store, transformed one by one, as torchvision's datasets do."""
+
+    def __init__(self, images: np.ndarray, transform: Callable[[Image.Image], Any]) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(Image.fromarray(self.images[index])), index
+
+
+def transcription(embeddings: Tensor, temperature: float = 0.1) -> Tensor:
+    """Equation (7) as it reads, both gradients, exponentials and all."""
+    size = len(embeddings)
+    pair = torch.arange(size).roll(size // 2)
+    other = 1 - torch.eye(size)
+    exponentials = (embeddings @ embeddings.T / temperature).exp() * other
+    probability = exponentials / exponentials.sum(1, keepdim=True)
+    negative = other.clone()
+    negative[torch.arange(size), pair] = 0
+    return (-probability[torch.arange(size), pair].log() - ((1 - probability).log() * negative).sum(1)).mean()
+
+
+def sgd(*modules: nn.Module) -> torch.optim.Optimizer:
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    return torch.optim.SGD(parameters, lr=0.03, momentum=0.9, weight_decay=5e-4)
+
+
+def bare(config: Any, count: int) -> Callable[[], None]:
+    """The parts that `src.train` puts together, stepped by hand `count` times; `benchmarks.overhead` adds Lightning."""
+    datamodule, module, _ = assemble(config, 1)
+    optimizer = sgd(module)
+    generator = torch.Generator().manual_seed(0)
+
+    def steps() -> None:
+        for batch in islice(datamodule.train_dataloader(), count):
+            views = datamodule.augmentation(batch["image"].repeat(2, 1, 1, 1), generator, datamodule.finish)
+            with torch.autocast("cpu", torch.bfloat16):
+                _, embeddings = module(views)
+            loss = module.method(embeddings, batch["index"])["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return steps
+
+
+TRANSFORM = transforms.Compose(
+    [
+        transforms.RandomResizedCrop(32, scale=(0.2, 1.0)),
+        transforms.ColorJitter(0.4, 0.4, 0.4, 0.4),
+        transforms.RandomGrayscale(p=0.2),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    ]
+)
+
+
+def published(images: np.ndarray, network: nn.Module, count: int | None) -> Callable[[], None]:
+    """As the authors' code goes about it: per-image transforms in workers, float32, the loss written out.
+
+    Makes what trains for `count` steps, or for one epoch.
+    """
+    optimizer = sgd(network)
+    pictures = Pictures(images, lambda image: (TRANSFORM(image), TRANSFORM(image)))
+    loader = DataLoader(pictures, BATCH, shuffle=True, drop_last=True, num_workers=WORKERS)
+
+    def steps() -> None:
+        for (first, second), _ in islice(loader, count):
+            loss = transcription(network(torch.cat([first, second])))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return steps
+
+
+def simclr_of_lightly(images: np.ndarray) -> Callable[[], None]:
+    """lightly's recipe: its transform and loss, its projection head on the same network, float32."""
+    backbone, head, criterion = resnet18(), SimCLRProjectionHead(512, 512, 128), NTXentLoss()
+    optimizer = sgd(backbone, head)
+    transform = SimCLRTransform(input_size=32, gaussian_blur=0.0)
+    loader = DataLoader(Pictures(images, transform), BATCH, shuffle=True, drop_last=True, num_workers=WORKERS)
+
+    def steps() -> None:
+        for (first, second), _ in islice(loader, STEPS):
+            loss = criterion(head(backbone(first)), head(backbone(second)))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return steps
+
+
+def convolutions() -> Callable[[], None]:
+    """Nothing but the network's convolutions, forward and backward, at the same shapes, bfloat16 and channels last."""
+    network = resnet18().to(memory_format=torch.channels_last)
+    shapes: list[tuple[nn.Conv2d, torch.Size]] = []
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_pre_hook(lambda layer, inputs: shapes.append((layer, inputs[0].shape)))
+    with torch.no_grad():
+        network(torch.zeros(2, 3, 32, 32))
+    work = []
+    for number, (layer, shape) in enumerate(shapes):
+        layer = copy.deepcopy(layer).bfloat16()
+        images = torch.randn(2 * BATCH, *shape[1:], dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        images.requires_grad_(number > 0)  # nobody asks for the gradient of the images themselves
+        work.append((layer, images, torch.randn_like(layer(images))))
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            for layer, images, gradient in work:
+                layer(images).backward(gradient)
+                layer.weight.grad = images.grad = None
+
+    return steps
+
+
+def check() -> None:
+    """The transcription and lightly's loss equal ours."""
+    embeddings = nn.functional.normalize(torch.randn(64, 128), dim=1)
+    torch.testing.assert_close(transcription(embeddings), invariant_spreading_loss(embeddings, stop_gradient=False))
+    theirs = NTXentLoss(temperature=0.5)(*embeddings.chunk(2))
+    torch.testing.assert_close(nt_xent_loss(embeddings, 0.5), theirs)
+
+
+def configure(*overrides: str) -> Any:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [*overrides, f"dataset.batch_size={BATCH}"])
+
+
+def main() -> None:
+    heading(f"Training steps: ResNet-18, batches of {BATCH} images in two views, CIFAR-10")
+    torch.manual_seed(0)
+    check()
+    config = configure("experiment=cifar10_paper")
+    mine = bare(config, STEPS)
+    images = read_store(Path(config.cache_dir).expanduser() / "cifar10").splits["train"].images.numpy()
+    contenders = {
+        "ours": mine,
+        "as published: torchvision image by image, float32": published(
+            images, nn.Sequential(resnet18(), Head(512, 128)), STEPS
+        ),
+        "lightly's SimCLR": simclr_of_lightly(images),
+        "the convolutions alone": convolutions(),
+    }
+    seconds = medians(contenders, ROUNDS)
+    report(f"{STEPS} steps", seconds)
+    for name, time in seconds.items():
+        print(f"| {name} | {STEPS * BATCH / time:.1f} images/s | |")
+
+
+if __name__ == "__main__":
+    main()
