@@ -69,8 +69,7 @@ class EmbeddingModule(pl.LightningModule):
         size = len(batch["index"])
         for name, term in terms.items():
             # The method has taken the loss over all ranks already.
-            bar = name == "loss"
-            self.log(f"train/{name}", term, on_step=True, on_epoch=True, prog_bar=bar, batch_size=size)
+            self.log(f"train/{name}", term, on_step=True, on_epoch=True, batch_size=size)
         if batch_idx == 0:
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.log("train/lr", lr, on_step=False, on_epoch=True, batch_size=size)

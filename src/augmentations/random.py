@@ -188,8 +188,8 @@ class Augmentation:
             height, width = (operation.size, operation.size) if operation.size else (height, width)
         together = count if images.device.type != "cpu" else max(1, IN_CACHE // (3 * self.size**2))
         views = []
-        for part in torch.arange(count).split(together):
-            some = images[part[0] : part[-1] + 1].permute(0, 3, 1, 2)
+        for part in (slice(start, start + together) for start in range(0, count, together)):
+            some = images[part].permute(0, 3, 1, 2)
             for operation, parameters in zip(self.operations.values(), drawn, strict=True):
                 some = operation(some if operation.size else some.float(), *(column[part] for column in parameters))
             views.append(finish(functional.center_crop(some, self.size).float()))

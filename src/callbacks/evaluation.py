@@ -48,7 +48,7 @@ class Evaluation(pl.Callback):
             metric.sync_on_compute = False
             metric.update(*sets)
             scores = {f"{name}/{score}": value for score, value in metric.compute().items()}
-            pl_module.log_dict(scores, prog_bar=True, add_dataloader_idx=False, batch_size=1)
+            pl_module.log_dict(scores, add_dataloader_idx=False, batch_size=1)
             metric.reset()
 
 

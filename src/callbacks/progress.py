@@ -13,6 +13,7 @@ class Progress(RichProgressBar):
     """Lightning's rich bar with the loss of the step, images per second and the latest scores, under short names.
 
     In training the numbers change every `trainer.log_every_n_steps` steps: an accelerator has to be waited for.
+    Lightning would wait at every step for what is logged with `prog_bar=True`, so nothing is.
     """
 
     def __init__(self) -> None:
@@ -23,10 +24,12 @@ class Progress(RichProgressBar):
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.training and trainer.global_step % every and not trainer.is_last_batch:
             return self.shown
-        metrics = super().get_metrics(trainer, pl_module)
         names = {"train/loss_step": "loss", "train/images_per_s": "images/s"}
-        short = {names.get(name, name): value for name, value in metrics.items()}
-        self.shown = {name: value for name, value in short.items() if name not in ("v_num", "train/loss_epoch")}
+        self.shown = {
+            names.get(name, name): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name in names or not name.startswith("train/")
+        }
         return self.shown
 
     def track(self, batches: Iterable[T], total: int, description: str) -> Iterator[T]:

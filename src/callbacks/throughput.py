@@ -25,4 +25,4 @@ class Throughput(pl.Callback):
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize()
             rate = self.images / (time.perf_counter() - self.start)
-            pl_module.log("train/images_per_s", rate, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
+            pl_module.log("train/images_per_s", rate, on_step=True, on_epoch=False, batch_size=1)

@@ -1,9 +1,11 @@
 """The paper's method: a softmax embedding on 'real' instance features (Ye et al., CVPR 2019, section 3.2)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.autograd.function import once_differentiable
 
 from src.distributed import gather_views
 from src.methods.base import Extract, Method
@@ -11,6 +13,7 @@ from src.neighbors import nearest_neighbors
 
 NEGATIVES = ("all", "hard", "easy")
 POSITIVES = ("self", "nearest")
+BLOCK = 2**19  # similarities that a CPU computes at once
 
 
 def _check(rows: tuple[int, ...], temperature: float, negatives: str, fraction: float) -> None:
@@ -26,45 +29,100 @@ def _check(rows: tuple[int, ...], temperature: float, negatives: str, fraction: 
         raise ValueError(f"method.fraction={fraction} must lie in (0, 1]")
 
 
-def invariant_spreading_terms(
-    embeddings: Tensor,
-    temperature: float = 0.1,
-    negatives: str = "all",
-    stop_gradient: bool = True,
-    fraction: float = 0.5,
-) -> tuple[Tensor, Tensor]:
-    """The two terms of `invariant_spreading_loss`, `(positive, negative)`, whose sum it is; same arguments.
+def _terms_of_rows(similarity: Tensor, partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Equation (7) for some anchors, and its derivative, without a number that over- or underflows.
 
-    Leaves out the test for finite numbers, which would make the host wait for the device.
+    1 - P loses its digits where P is close to 1, which only a row's largest entry can be. There 1 - P is taken as what
+    it is, the share of the rest, and the rest is measured by its own largest.
+
+    Args:
+        similarity: `(A, 2N)` s_ij, -inf where j does not count; overwritten.
+        partner: `(A, 1)`, the column of each anchor's other view.
+
+    Returns:
+        -log P of the partner and -sum log(1 - P) of the negatives, both `(A, 1)`, and the derivative `(A, 2N)` of their
+        sum.
     """
+    to_partner = similarity.gather(1, partner)
+    largest, first = similarity.max(1, keepdim=True)
+    similarity.scatter_(1, first, -math.inf)
+    second = similarity.amax(1, keepdim=True)
+    rest = similarity.sub_(second).exp_()
+    total = rest.sum(1, keepdim=True)
+    log_rest = second + total.log()
+    log_sum = torch.logaddexp(largest, log_rest)
+
+    p_largest, scale = (largest - log_sum).exp(), (second - log_sum).exp()
+    is_negative = (first != partner).to(rest.dtype)
+    p = (rest * scale).scatter_(1, partner, 0)  # of the negatives but the largest
+    negative = is_negative * (log_sum - log_rest) - torch.log1p(-p).sum(1, keepdim=True)
+
+    # dJ/dP P is -1 for the partner and P / (1 - P) for a negative; less P times their sum, as of any softmax.
+    derivative = p.div_(1 - p)
+    sum_of_others = derivative.sum(1, keepdim=True) - 1
+    derivative.addcmul_(rest, scale * sum_of_others + is_negative * p_largest / total, value=-1)
+    derivative.scatter_add_(1, first, p_largest * (is_negative - sum_of_others))
+    derivative.scatter_add_(1, partner, -torch.ones_like(largest))
+    return log_sum - to_partner, negative, derivative
+
+
+class _Loss(torch.autograd.Function):
+    """The loss and, apart, its two terms. The gradient is taken along with the value, some anchors at a time.
+
+    So the 2N x 2N similarities are never held, but for `BLOCK` of them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, embeddings: Tensor, temperature: float, negatives: str, stop_gradient: bool, fraction: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows = len(embeddings)
+        gradient, terms = torch.zeros_like(embeddings), embeddings.new_zeros(2)
+        at_once = max(1, (BLOCK if embeddings.device.type == "cpu" else 2**26) // rows)
+        number = torch.arange(rows, device=embeddings.device).unsqueeze(1)
+        for part in (slice(start, start + at_once) for start in range(0, rows, at_once)):
+            some, partner = embeddings[part], (number[part] + rows // 2) % rows
+            # Autocast leaves products alone that say where they go.
+            similarity = torch.mm(some, embeddings.T, out=embeddings.new_empty(len(some), rows)).div_(temperature)
+            similarity.scatter_(1, number[part], -math.inf)
+            if negatives != "all":
+                _keep(similarity, partner, negatives, max(1, round(fraction * (rows - 2))))
+            positive, negative, derivative = _terms_of_rows(similarity, partner)
+            terms += torch.stack([positive.sum(), negative.sum()])
+            gradient[part].addmm_(derivative, embeddings)
+            if not stop_gradient:
+                gradient.addmm_(derivative.T, some)
+        ctx.save_for_backward(gradient.div_(rows * temperature))
+        positive, negative = terms / rows
+        ctx.mark_non_differentiable(positive, negative)
+        return positive + negative, positive, negative
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return upstream[0] * gradient, None, None, None, None
+
+
+def _keep(similarity: Tensor, partner: Tensor, negatives: str, count: int) -> None:
+    """Leave -inf in place of all `(A, 2N)` but the partner and the `count` most or least similar negatives."""
+    to_partner = similarity.gather(1, partner)
+    similarity.scatter_(1, partner, -math.inf)
+    if negatives == "hard":
+        columns = similarity.topk(count, dim=1).indices
+    else:
+        columns = similarity.masked_fill(similarity.isinf(), math.inf).topk(count, dim=1, largest=False).indices
+    kept = similarity.gather(1, columns)
+    similarity.fill_(-math.inf).scatter_(1, columns, kept).scatter_(1, partner, to_partner)
+
+
+def _loss_and_terms(
+    embeddings: Tensor, temperature: float, negatives: str, stop_gradient: bool, fraction: float
+) -> tuple[Tensor, Tensor, Tensor]:
     _check(tuple(embeddings.shape), temperature, negatives, fraction)
     if embeddings.dtype in (torch.float16, torch.bfloat16):
         embeddings = embeddings.float()
-    rows = len(embeddings)
-    itself = torch.eye(rows, dtype=torch.bool, device=embeddings.device)
-    partner = itself.roll(rows // 2, dims=1)
-
-    others = embeddings.detach() if stop_gradient else embeddings
-    similarity = (embeddings @ others.T / temperature).masked_fill(itself, -math.inf)
-    negative = ~(itself | partner)
-    if negatives != "all":
-        kept = max(1, round(fraction * (rows - 2)))
-        ranking = similarity.detach() if negatives == "hard" else -similarity.detach()
-        chosen = ranking.masked_fill(~negative, -math.inf).topk(kept, dim=1).indices
-        negative = torch.zeros_like(negative).scatter_(1, chosen, True)
-        similarity = similarity.masked_fill(~(negative | partner), -math.inf)
-    log_sum = similarity.logsumexp(1, keepdim=True)
-    log_p = similarity - log_sum
-
-    # log(1 - P) loses its digits where P is close to 1, which only a row's largest entry can be. There 1 - P is
-    # taken as what it is, the share of all the other entries.
-    largest = similarity.detach().argmax(1, keepdim=True)
-    is_largest = torch.zeros_like(itself).scatter_(1, largest, True)
-    log_rest = similarity.masked_fill(is_largest, -math.inf).logsumexp(1, keepdim=True) - log_sum
-    log_not_p = torch.log1p(-log_p.masked_fill(is_largest | ~negative, -math.inf).exp())
-    log_not_p = torch.where(is_largest & negative, log_rest, log_not_p)
-
-    return -log_p[partner].mean(), -log_not_p.sum() / rows
+    return _Loss.apply(embeddings, temperature, negatives, stop_gradient, fraction)
 
 
 def invariant_spreading_loss(
@@ -99,8 +157,7 @@ def invariant_spreading_loss(
     """
     if not embeddings.isfinite().all():
         raise ValueError(f"embeddings of shape {tuple(embeddings.shape)} hold numbers that are not finite")
-    positive, negative = invariant_spreading_terms(embeddings, temperature, negatives, stop_gradient, fraction)
-    return positive + negative
+    return _loss_and_terms(embeddings, temperature, negatives, stop_gradient, fraction)[0]
 
 
 def nearest_or_itself(features: Tensor, generator: Generator) -> Tensor:
@@ -141,7 +198,7 @@ class InvariantSpreading(Method):
 
     def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
         """Unit-norm `(2N, D)` of this rank and the images' `index` `(N,)`: the `loss` to minimise and its terms."""
-        positive, negative = invariant_spreading_terms(
+        loss, positive, negative = _loss_and_terms(
             gather_views(embeddings), self.temperature, self.negatives, self.stop_gradient, self.fraction
         )
-        return {"loss": positive + negative, "positive": positive.detach(), "negative": negative.detach()}
+        return {"loss": loss, "positive": positive, "negative": negative}

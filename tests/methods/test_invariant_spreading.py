@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from src.methods import invariant_spreading
 from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss, nearest_or_itself
 
 
@@ -52,6 +53,27 @@ def test_agrees_with_the_equations(
     scale = max(1.0, 0.1 / tau)  # a gradient is as large as 1 / tau
     assert value == pytest.approx(expected, rel=tolerance, abs=tolerance)
     torch.testing.assert_close(gradient, expected_gradient, rtol=tolerance * scale, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.parametrize("negatives", ["all", "hard", "easy"])
+@pytest.mark.parametrize("block", [1, 30, 47])
+def test_anchors_at_once_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, block: int, negatives: str, stop_gradient: bool
+) -> None:
+    z = unit(12, 8).requires_grad_()
+    whole = value_and_gradient(2 * invariant_spreading_loss(z, 0.1, negatives, stop_gradient), z)
+    monkeypatch.setattr(invariant_spreading, "BLOCK", block)
+    parts = value_and_gradient(2 * invariant_spreading_loss(z, 0.1, negatives, stop_gradient), z)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-12)
+    torch.testing.assert_close(parts[1], whole[1])
+
+
+def test_autocast_changes_nothing() -> None:
+    z = unit(12, 8, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = invariant_spreading_loss(z)
+    assert cast.item() == invariant_spreading_loss(z).item()
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.25, 1.0])
