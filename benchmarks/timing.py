@@ -4,7 +4,10 @@ import datetime
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
 
 import torch
 
@@ -21,6 +24,34 @@ def medians(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict
             if number:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+@contextmanager
+def apart(make: Callable[..., Callable[[], None]], *arguments: Any) -> Iterator[Callable[[], None]]:
+    """A contender in a process of its own, so that no other's settings help or hinder it; a call waits for its end."""
+    here, there = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(target=_serve, args=(there, make, *arguments))
+    process.start()
+    there.close()  # so that its end is noticed
+
+    def call() -> None:
+        here.send(True)
+        here.recv()
+
+    try:
+        yield call
+    finally:
+        if process.is_alive():
+            here.send(False)
+        process.join()
+
+
+def _serve(parent: Any, make: Callable[..., Callable[[], None]], *arguments: Any) -> None:
+    torch.manual_seed(0)
+    call = make(*arguments)
+    while parent.recv():
+        call()
+        parent.send(True)
 
 
 def report(what: str, seconds: Mapping[str, float]) -> None:

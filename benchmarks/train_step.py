@@ -5,6 +5,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.timing import heading, medians, report
+from benchmarks.timing import apart, heading, medians, report
 from src.backbones.head import Head
 from src.backbones.resnet import resnet18
 from src.datamodules.store import read_store
+from src.hardware import settle
 from src.methods.invariant_spreading import invariant_spreading_loss
 from src.methods.simclr import nt_xent_loss
 from src.train import assemble
@@ -64,6 +66,7 @@ def sgd(*modules: nn.Module) -> torch.optim.Optimizer:
 
 def bare(config: Any, count: int) -> Callable[[], None]:
     """The parts that `src.train` puts together, stepped by hand `count` times; `benchmarks.overhead` adds Lightning."""
+    settle()
     datamodule, module, _ = assemble(config, 1)
     optimizer = sgd(module)
     generator = torch.Generator().manual_seed(0)
@@ -100,7 +103,7 @@ def published(images: np.ndarray, network: nn.Module, count: int | None) -> Call
     """
     optimizer = sgd(network)
     pictures = Pictures(images, lambda image: (TRANSFORM(image), TRANSFORM(image)))
-    loader = DataLoader(pictures, BATCH, shuffle=True, drop_last=True, num_workers=WORKERS)
+    loader = DataLoader(pictures, BATCH, True, drop_last=True, num_workers=WORKERS, multiprocessing_context="fork")
 
     def steps() -> None:
         for (first, second), _ in islice(loader, count):
@@ -112,12 +115,22 @@ def published(images: np.ndarray, network: nn.Module, count: int | None) -> Call
     return steps
 
 
-def simclr_of_lightly(images: np.ndarray) -> Callable[[], None]:
+def published_resnet(config: Any) -> Callable[[], None]:
+    return published(stored(config), nn.Sequential(resnet18(), Head(512, 128)), STEPS)
+
+
+def stored(config: Any) -> np.ndarray:
+    return read_store(Path(config.cache_dir).expanduser() / "cifar10").splits["train"].images.numpy()
+
+
+def simclr_of_lightly(config: Any) -> Callable[[], None]:
     """lightly's recipe: its transform and loss, its projection head on the same network, float32."""
+    images = stored(config)
     backbone, head, criterion = resnet18(), SimCLRProjectionHead(512, 512, 128), NTXentLoss()
     optimizer = sgd(backbone, head)
     transform = SimCLRTransform(input_size=32, gaussian_blur=0.0)
-    loader = DataLoader(Pictures(images, transform), BATCH, shuffle=True, drop_last=True, num_workers=WORKERS)
+    pictures = Pictures(images, transform)
+    loader = DataLoader(pictures, BATCH, True, drop_last=True, num_workers=WORKERS, multiprocessing_context="fork")
 
     def steps() -> None:
         for (first, second), _ in islice(loader, STEPS):
@@ -131,13 +144,18 @@ def simclr_of_lightly(images: np.ndarray) -> Callable[[], None]:
 
 def convolutions() -> Callable[[], None]:
     """Nothing but the network's convolutions, forward and backward, at the same shapes, bfloat16 and channels last."""
+    settle()
     network = resnet18().to(memory_format=torch.channels_last)
     shapes: list[tuple[nn.Conv2d, torch.Size]] = []
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.register_forward_pre_hook(lambda layer, inputs: shapes.append((layer, inputs[0].shape)))
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, inputs: shapes.append((layer, inputs[0].shape)))
+        for layer in layers
+    ]
     with torch.no_grad():
         network(torch.zeros(2, 3, 32, 32))
+    for hook in hooks:
+        hook.remove()
     work = []
     for number, (layer, shape) in enumerate(shapes):
         layer = copy.deepcopy(layer).bfloat16()
@@ -172,17 +190,16 @@ def main() -> None:
     torch.manual_seed(0)
     check()
     config = configure("experiment=cifar10_paper")
-    mine = bare(config, STEPS)
-    images = read_store(Path(config.cache_dir).expanduser() / "cifar10").splits["train"].images.numpy()
-    contenders = {
-        "ours": mine,
-        "as published: torchvision image by image, float32": published(
-            images, nn.Sequential(resnet18(), Head(512, 128)), STEPS
-        ),
-        "lightly's SimCLR": simclr_of_lightly(images),
-        "the convolutions alone": convolutions(),
+    assemble(config, 1)  # prepares the data
+    makers: dict[str, tuple[Any, ...]] = {
+        "ours": (bare, config, STEPS),
+        "as published: torchvision image by image, float32": (published_resnet, config),
+        "lightly's SimCLR": (simclr_of_lightly, config),
+        "the convolutions alone": (convolutions,),
     }
-    seconds = medians(contenders, ROUNDS)
+    with ExitStack() as processes:
+        contenders = {name: processes.enter_context(apart(*maker)) for name, maker in makers.items()}
+        seconds = medians(contenders, ROUNDS)
     report(f"{STEPS} steps", seconds)
     for name, time in seconds.items():
         print(f"| {name} | {STEPS * BATCH / time:.1f} images/s | |")

@@ -80,7 +80,7 @@ def _keep_freed_memory() -> None:
     # glibc returns large blocks to the system at once, and the next step's page faults then take 7% of its time.
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # musl has none
         libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def describe_hardware(accelerator: str, ranks: int) -> dict[str, str | int]:
