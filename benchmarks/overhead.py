@@ -1,9 +1,11 @@
 """What Lightning and all the callbacks add to a training step: `python -m benchmarks.overhead`, on CIFAR-10."""
 
+import io
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Any
 
 import pytorch_lightning as pl
@@ -56,14 +58,15 @@ def compare(backbone: str, steps: int) -> None:
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        trainer.fit(module, datamodule)
+        with redirect_stdout(io.StringIO()):
+            trainer.fit(module, datamodule)
     report(f"{backbone}: {steps} steps", {name: statistics.median(times[1:]) for name, times in turns.seconds.items()})
 
 
 def main() -> None:
     heading("Lightning with all the callbacks, batches of 128 images in two views")
     compare("resnet18", 5)
-    compare("resnet18_slim", 50)
+    compare("resnet18_slim", 30)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Preparing 10,000 JPEGs, against a loop over Pillow, and reading the store back: `python -m benchmarks.store`."""
 
+import io
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +60,8 @@ def main() -> None:
         number = iter(range(100))
 
         def build(where: Path) -> dict[str, object]:
-            decode_split(where, "train", paths, [0] * len(paths), SIZE, skip_broken=False)
+            with redirect_stdout(io.StringIO()):  # its progress bar
+                decode_split(where, "train", paths, [0] * len(paths), SIZE, skip_broken=False)
             return {"classes": ["all"], "source": name}
 
         prepare_store(folder / "store", build)

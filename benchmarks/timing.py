@@ -15,13 +15,16 @@ from src.hardware import describe_hardware, describe_versions, settle
 
 
 def medians(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of each contender, the median of `rounds` rounds that call all in turn, one to warm up not counted."""
+    """Seconds of each contender, the median of `rounds` rounds that call all in turn, one to warm up not counted.
+
+    With 0 rounds the first counts: for what takes long and has nothing to warm up.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, call in contenders.items():
             start = time.perf_counter()
             call()
-            if number:
+            if number or not rounds:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
 

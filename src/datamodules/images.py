@@ -12,7 +12,7 @@ from rich.progress import track
 from src.datamodules.store import allocate_split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-CHUNK = 512  # images decoded ahead of the one being written
+CHUNK = 512  # images decoded between two looks at what went wrong
 
 
 def read_rgb(path: Path, size: int) -> np.ndarray:
@@ -48,7 +48,7 @@ def decode_split(
 ) -> list[str]:
     """Decode `paths` in parallel into the split of the store being built in `folder`.
 
-    The images go straight to disk: memory holds some hundreds of them, however many there are.
+    The images go straight to disk: memory holds only those being decoded, however many there are.
 
     Returns:
         What was left out and why, a line each; empty unless `skip_broken`.
@@ -57,32 +57,28 @@ def decode_split(
         OSError: a file is broken and `skip_broken` is not set, or the disk is full.
     """
     images = allocate_split(folder, split, len(paths), size)
-    kept: list[int] = []
-    broken: list[str] = []
+    broken: dict[int, OSError] = {}
 
-    def decode(path: Path) -> np.ndarray | OSError:
+    def decode(number: int) -> None:
         try:
-            return read_rgb(path, size)
+            images[number] = read_rgb(paths[number], size)
         except OSError as error:
-            return error
+            broken[number] = error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
         chunks = range(0, len(paths), CHUNK)
         for start in track(chunks, description=f"{split}: {len(paths):,} images", transient=True):
-            for number, image in enumerate(pool.map(decode, paths[start : start + CHUNK]), start):
-                if isinstance(image, OSError):
-                    if not skip_broken:
-                        raise OSError(f"{image}; dataset.skip_broken=true leaves such files out") from image
-                    broken.append(str(image))
-                    continue
-                images[len(kept)] = image
-                kept.append(number)
+            list(pool.map(decode, range(start, min(start + CHUNK, len(paths)))))
+            if broken and not skip_broken:
+                error = broken[min(broken)]
+                raise OSError(f"{error}; dataset.skip_broken=true leaves such files out") from error
     images.flush()
-    if len(kept) < len(paths):
+    kept = [number for number in range(len(paths)) if number not in broken]
+    if broken:
         part = allocate_split(folder, "kept", len(kept), size)
         for start in range(0, len(kept), CHUNK):
-            part[start : start + CHUNK] = images[start : start + CHUNK][: len(kept) - start]
+            part[start : start + CHUNK] = images[kept[start : start + CHUNK]]
         part.flush()
         os.replace(folder / "kept_images.npy", folder / f"{split}_images.npy")
     np.save(folder / f"{split}_labels.npy", np.asarray(labels, dtype=np.int64)[kept])
-    return broken
+    return [str(error) for _, error in sorted(broken.items())]
