@@ -3,13 +3,16 @@
 `python -m benchmarks.augment`
 """
 
+from collections.abc import Callable
+from contextlib import ExitStack
+
 import kornia.augmentation as kornia
 import torch
 from sklearn.datasets import load_sample_images
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from benchmarks.timing import heading, medians, report
+from benchmarks.timing import apart, heading, medians, report
 from src.augmentations.random import (
     Augmentation,
     ColorJitter,
@@ -17,6 +20,9 @@ from src.augmentations.random import (
     RandomHorizontalFlip,
     RandomResizedCrop,
 )
+from src.hardware import settle
+
+Call = Callable[[], torch.Tensor]
 
 VIEWS, ROUNDS = 1000, 5
 SCALE, RATIO, JITTER = (0.2, 1.0), (3 / 4, 4 / 3), (0.4, 0.4, 0.4, 0.4)
@@ -28,31 +34,32 @@ def photographs(size: int) -> torch.Tensor:
     return torch.stack([whole[i % 2, i % 200 : i % 200 + size, i // 3 : i // 3 + size] for i in range(VIEWS)])
 
 
-def compare(size: int) -> None:
-    """Time all at one size, once they are seen to do the same on average."""
-    ours = Augmentation(
+def ours(size: int) -> Call:
+    settle()
+    augmentation = Augmentation(
         size,
         crop=RandomResizedCrop(size, SCALE, RATIO),
         jitter=ColorJitter(*JITTER),
         gray=RandomGrayscale(0.2),
         flip=RandomHorizontalFlip(0.5),
     )
-    batched = torch.nn.Sequential(
+    images, generator = photographs(size), torch.Generator().manual_seed(0)
+    return lambda: augmentation(images, generator) / 255
+
+
+def by_kornia(size: int) -> Call:
+    augmentation = torch.nn.Sequential(
         kornia.RandomResizedCrop((size, size), SCALE, RATIO),
         kornia.ColorJitter(*JITTER, p=1.0),
         kornia.RandomGrayscale(p=0.2),
         kornia.RandomHorizontalFlip(0.5),
     )
-    pillow = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(size, SCALE),
-            transforms.ColorJitter(*JITTER),
-            transforms.RandomGrayscale(0.2),
-            transforms.RandomHorizontalFlip(0.5),
-            transforms.ToTensor(),
-        ]
-    )
-    tensors = v2.Compose(
+    planes = photographs(size).permute(0, 3, 1, 2).contiguous()
+    return lambda: augmentation(planes / 255)
+
+
+def by_tensors(size: int) -> Call:
+    transform = v2.Compose(
         [
             v2.RandomResizedCrop(size, SCALE),
             v2.ColorJitter(*JITTER),
@@ -61,20 +68,39 @@ def compare(size: int) -> None:
             v2.ToDtype(torch.float32, scale=True),
         ]
     )
-    images = photographs(size)
-    planes = images.permute(0, 3, 1, 2).contiguous()
-    pictures = [transforms.functional.to_pil_image(image) for image in planes]
-    generator = torch.Generator().manual_seed(0)
-    contenders = {
-        "ours": lambda: ours(images, generator),
-        "Kornia": lambda: batched(planes / 255),
-        "torchvision v2, tensors one by one": lambda: torch.stack([tensors(image) for image in planes]),
-        "torchvision, PIL images one by one": lambda: torch.stack([pillow(picture) for picture in pictures]),
-    }
-    means = {name: call().mean() / (255 if name == "ours" else 1) for name, call in contenders.items()}
-    spread = max(means.values()) - min(means.values())
-    assert spread < 0.02, f"they differ: {means}"
-    report(f"{VIEWS:,} views of {size} pixels", medians(contenders, ROUNDS if size < 200 else 1))
+    planes = photographs(size).permute(0, 3, 1, 2).contiguous()
+    return lambda: torch.stack([transform(image) for image in planes])
+
+
+def by_pictures(size: int) -> Call:
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size, SCALE),
+            transforms.ColorJitter(*JITTER),
+            transforms.RandomGrayscale(0.2),
+            transforms.RandomHorizontalFlip(0.5),
+            transforms.ToTensor(),
+        ]
+    )
+    pictures = [transforms.functional.to_pil_image(image.permute(2, 0, 1)) for image in photographs(size)]
+    return lambda: torch.stack([transform(picture) for picture in pictures])
+
+
+CONTENDERS = {
+    "ours": ours,
+    "Kornia": by_kornia,
+    "torchvision v2, tensors one by one": by_tensors,
+    "torchvision, PIL images one by one": by_pictures,
+}
+
+
+def compare(size: int) -> None:
+    """Time all at one size, each in a process of its own, once they are seen to do the same on average."""
+    means = {name: float(make(size)().mean()) for name, make in CONTENDERS.items()}
+    assert max(means.values()) - min(means.values()) < 0.02, f"they differ: {means}"
+    with ExitStack() as processes:
+        contenders = {name: processes.enter_context(apart(make, size)) for name, make in CONTENDERS.items()}
+        report(f"{VIEWS:,} views of {size} pixels", medians(contenders, ROUNDS if size < 200 else 1))
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def medians(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict
 
 
 @contextmanager
-def apart(make: Callable[..., Callable[[], None]], *arguments: Any) -> Iterator[Callable[[], None]]:
+def apart(make: Callable[..., Callable[[], object]], *arguments: Any) -> Iterator[Callable[[], None]]:
     """A contender in a process of its own, so that no other's settings help or hinder it; a call waits for its end."""
     here, there = get_context("spawn").Pipe()
     process = get_context("spawn").Process(target=_serve, args=(there, make, *arguments))
@@ -49,7 +49,7 @@ def apart(make: Callable[..., Callable[[], None]], *arguments: Any) -> Iterator[
         process.join()
 
 
-def _serve(parent: Any, make: Callable[..., Callable[[], None]], *arguments: Any) -> None:
+def _serve(parent: Any, make: Callable[..., Callable[[], object]], *arguments: Any) -> None:
     torch.manual_seed(0)
     call = make(*arguments)
     while parent.recv():

@@ -61,8 +61,8 @@ def _terms_of_rows(similarity: Tensor, partner: Tensor) -> tuple[Tensor, Tensor,
     derivative = p.div_(1 - p)
     sum_of_others = derivative.sum(1, keepdim=True) - 1
     derivative.addcmul_(rest, scale * sum_of_others + is_negative * p_largest / total, value=-1)
-    derivative.scatter_add_(1, first, p_largest * (is_negative - sum_of_others))
-    derivative.scatter_add_(1, partner, -torch.ones_like(largest))
+    derivative.scatter_(1, first, p_largest * (is_negative - sum_of_others))
+    derivative.scatter_(1, partner, derivative.gather(1, partner) - 1)
     return log_sum - to_partner, negative, derivative
 
 
