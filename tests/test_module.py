@@ -3,10 +3,11 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src.backbones.resnet import resnet18
+from src.methods.base import Method
 from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss
 from src.module import EmbeddingModule
 
@@ -26,7 +27,7 @@ def loader(batches: int = 1) -> DataLoader:
     return DataLoader([{"index": torch.arange(4), "views": views}] * batches, batch_size=None)  # type: ignore[arg-type]
 
 
-def fit(module: EmbeddingModule, epochs: int = 1, **options: Any) -> pl.Trainer:
+def fit(module: EmbeddingModule, epochs: int = 1, batches: int = 1, **options: Any) -> pl.Trainer:
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -36,7 +37,7 @@ def fit(module: EmbeddingModule, epochs: int = 1, **options: Any) -> pl.Trainer:
         enable_model_summary=False,
         **options,
     )
-    trainer.fit(module, loader())
+    trainer.fit(module, loader(batches))
     return trainer
 
 
@@ -83,11 +84,18 @@ def test_impossible_schedules_are_named(milestones: tuple[int, ...], factors: tu
         make(milestones, factors)
 
 
-class Broken(nn.Module):
+class Broken(Method):
+    """Fails from its third step on."""
+
+    steps = 0
+
     def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
-        return {"loss": embeddings.sum() * torch.nan}
+        self.steps += 1
+        return {"loss": embeddings.sum() * (torch.nan if self.steps >= 3 else 1)}
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_batch() -> None:
-    with pytest.raises(FloatingPointError, match=r"became nan at step 0 \(epoch 0, batch 0, images \[0, 1, 2, 3\]\)"):
-        fit(make(method=Broken()))
+@pytest.mark.parametrize("every", [1, 2, 50])
+def test_a_loss_that_is_not_finite_stops_with_step_and_batch(every: int) -> None:
+    """However seldom it is looked at, the first bad step is named, and no epoch ends unseen."""
+    with pytest.raises(FloatingPointError, match=r"became nan at step 2 \(epoch 0, batch 2, images \[0, 1, 2, 3\]\)"):
+        fit(make(method=Broken()), batches=5, log_every_n_steps=every)
