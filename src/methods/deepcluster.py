@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from src.kmeans import kmeans
 from src.methods.base import Extract, Method, TrainingSet
+from src.methods.exemplar import softmax_loss
 
 
 def whiten(features: Tensor, dim: int) -> Tensor:
@@ -40,7 +41,7 @@ def uniform_over_clusters(clusters: Tensor, generator: Generator) -> Tensor:
 
 def cluster_loss(embeddings: Tensor, weights: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Cross entropy of a cosine classifier: embeddings `(B, D)`, unit norm, weights `(K, D)`, labels `(B,)`."""
-    return functional.cross_entropy(embeddings @ functional.normalize(weights, dim=1).T / temperature, labels)
+    return softmax_loss(embeddings, functional.normalize(weights, dim=1), labels, temperature)
 
 
 class DeepCluster(Method):

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from src.methods.base import Method, TrainingSet
+from src.methods.base import Method, TrainingSet, check_positive
 
 
-def exemplar_loss(embeddings: Tensor, weights: Tensor, index: Tensor, temperature: float) -> Tensor:
+def softmax_loss(embeddings: Tensor, weights: Tensor, index: Tensor, temperature: float) -> Tensor:
     """The mean of -log P(i|x), P(i|x) = exp(w_i.f / temperature) / sum_k exp(w_k.f / temperature).
 
     Args:
@@ -27,8 +27,7 @@ class Exemplar(Method):
 
     def __init__(self, temperature: float) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"method.temperature={temperature} must be positive")
+        check_positive(temperature=temperature)
         self.temperature = temperature
 
     def setup(self, data: TrainingSet) -> None:
@@ -36,4 +35,4 @@ class Exemplar(Method):
         self.weights = nn.Parameter(torch.empty(data.images, data.embedding_dim).uniform_(-bound, bound))
 
     def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
-        return {"loss": exemplar_loss(embeddings, self.weights, index, self.temperature)}
+        return {"loss": softmax_loss(embeddings, self.weights, index, self.temperature)}

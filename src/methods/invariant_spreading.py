@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 
 from src.distributed import gather_views
-from src.methods.base import Extract, Method
+from src.methods.base import Extract, Method, check_positive
 from src.neighbors import nearest_neighbors
 
 NEGATIVES = ("all", "hard", "easy")
@@ -21,8 +21,7 @@ def _check(rows: tuple[int, ...], temperature: float, negatives: str, fraction: 
         raise ValueError(f"embeddings must be (2N, D), two views of N images; got shape {rows}")
     if rows[0] < 4:
         raise ValueError(f"one image has no negatives: embeddings of shape {rows} need at least 4 rows, two images")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"method.temperature={temperature} must be positive")
+    check_positive(temperature=temperature)
     if negatives not in NEGATIVES:
         raise ValueError(f"method.negatives={negatives!r} is unknown; choose one of {', '.join(NEGATIVES)}")
     if not 0 < fraction <= 1:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from src.distributed import gather_rows
 from src.memory_bank import MemoryBank
-from src.methods.base import Method, TrainingSet
+from src.methods.base import Method, TrainingSet, check_positive
 
 
 def estimate_log_z(scores: Tensor, images: int) -> Tensor:
@@ -56,8 +56,7 @@ class NCE(Method):
 
     def __init__(self, temperature: float, noise: int, momentum: float, proximal: float) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"method.temperature={temperature} must be positive")
+        check_positive(temperature=temperature)
         if noise < 1 or proximal < 0:
             raise ValueError(f"method.noise={noise} must be at least 1, method.proximal={proximal} at least 0")
         self.temperature, self.noise, self.momentum, self.proximal = temperature, noise, momentum, proximal

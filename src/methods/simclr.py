@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from src.distributed import gather_views
-from src.methods.base import Method
+from src.methods.base import Method, check_positive
 
 
 def nt_xent_loss(embeddings: Tensor, temperature: float) -> Tensor:
@@ -28,8 +28,7 @@ class SimCLR(Method):
 
     def __init__(self, temperature: float) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"method.temperature={temperature} must be positive")
+        check_positive(temperature=temperature)
         self.temperature = temperature
 
     def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:

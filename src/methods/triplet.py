@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from src.distributed import gather_views
-from src.methods.base import Method
+from src.methods.base import Method, check_positive
 
 NEGATIVES = ("random", "hard")
 
@@ -57,8 +57,7 @@ class Triplet(Method):
 
     def __init__(self, margin: float, negatives: str) -> None:
         super().__init__()
-        if margin <= 0:
-            raise ValueError(f"method.margin={margin} must be positive")
+        check_positive(margin=margin)
         if negatives not in NEGATIVES:
             raise ValueError(f"method.negatives={negatives!r} is unknown; choose one of {', '.join(NEGATIVES)}")
         self.margin, self.negatives = margin, negatives
