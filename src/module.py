@@ -16,6 +16,15 @@ from src.distributed import broadcast_buffers
 from src.methods.base import Method
 
 
+def may_wait(trainer: pl.Trainer) -> bool:
+    """Whether this training step is one, of every `log_every_n_steps` and the last of an epoch, that may read numbers.
+
+    An accelerator has to be waited for to see a number, so everything that is shown, logged or checked keeps to these.
+    """
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return trainer.is_last_batch or trainer.global_step % every == 0
+
+
 class EmbeddingModule(pl.LightningModule):
     """A network trained by a method that sees embeddings and indices, never labels.
 
@@ -77,12 +86,11 @@ class EmbeddingModule(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.method.after_step(*self.seen)
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.trainer.is_last_batch or len(self.unchecked) >= every:
+        if may_wait(self.trainer):
             self.check_losses()
 
     def check_losses(self) -> None:
-        """Look at the losses since the last look, all at once: an accelerator has to be waited for to see a number.
+        """Look at the losses since the last look, all at once.
 
         Raises:
             FloatingPointError: one is not finite; the message names the first, its step and its batch.

@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+IN_CACHE = 5 * 2**20  # similarities, 20 MiB
 GROUP = 5  # similarities that are first compared by their largest
 
 
-def queries_at_once(gallery: Tensor, block: int | None = None) -> int:
+def queries_at_once(gallery: Tensor, block: int = IN_CACHE) -> int:
     """How many queries to compare with the gallery `(G, D)` in one go, at least 1.
 
     Args:
         gallery: on the device that compares.
-        block: similarities to hold; unless given what stays in a CPU's cache (20 MiB), or keeps an accelerator busy
-            (256 MiB).
+        block: similarities for a CPU to hold; an accelerator holds as many as keep it busy (256 MiB).
     """
-    count = (block or (5 * 2**20 if gallery.device.type == "cpu" else 2**26)) // len(gallery)
+    count = (block if gallery.device.type == "cpu" else 2**26) // len(gallery)
     return count // 16 * 16 or max(1, count)  # whole vectors of a CPU
 
 
@@ -35,7 +35,7 @@ def products(gallery: Tensor, query: Tensor) -> Tensor:
 
 
 def nearest_neighbors(
-    query: Tensor, gallery: Tensor, k: int, own: Tensor | None = None, block: int | None = None
+    query: Tensor, gallery: Tensor, k: int, own: Tensor | None = None, block: int = IN_CACHE
 ) -> tuple[Tensor, Tensor]:
     """The `k` gallery rows most similar to each query, most similar first, of equals the lower row first.
 

@@ -203,8 +203,7 @@ def summary(results: dict[str, Any]) -> str:
     lines.append(
         f"last: epoch {results['last']['epoch']}; best: epoch {results['best']['epoch']} of {results['monitor']}, "
         f"chosen on the test images; {results['images_per_s']:.0f} images/s, {results['wall_time_s']:.0f} s"
-        + "; training labels used"
-        * results["protocol"]["labels_used"]
+        + ("; training labels used" if results["protocol"]["labels_used"] else "")
     )
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from src.augmentations.functional import normalize
 from src.backbones.inception import GoogLeNet
 from src.backbones.resnet import resnet18, resnet50
 from src.callbacks.progress import Progress
@@ -33,11 +34,14 @@ class Count(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: Counter[str] = Counter()
-        self.copied = 0
+        self.copied = self.sent = self.waited = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.calls[func.overloadpacket.__name__] += 1
+        if func.overloadpacket.__name__ == "_to_copy" and args[0].device != result.device:
+            self.sent += 1
+            self.waited += not (kwargs or {}).get("non_blocking")
         if func.overloadpacket.__name__ in ("_to_copy", "clone", "copy_", "cat", "index", "index_select"):
             self.copied += result.nbytes
         return result
@@ -97,7 +101,14 @@ def test_augmentation_does_not_read_the_device(cache: Path) -> None:
     """Images on torch's meta device have no numbers: to read one is an error."""
     augmentation = instantiate(configure(cache, "augmentation=full").augmentation)
     images = torch.empty(8, 32, 32, 3, dtype=torch.uint8, device="meta")
-    assert augmentation(images, torch.Generator()).shape == (8, 3, 32, 32)
+
+    def finish(views: torch.Tensor) -> torch.Tensor:
+        return normalize(views, torch.ones(3), torch.ones(3))
+
+    with Count() as count:
+        assert augmentation(images, torch.Generator(), finish).shape == (8, 3, 32, 32)
+    assert count.sent > 0
+    assert count.waited == 0, "what is sent to the device, the host does not wait for"
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -68,8 +68,7 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     )
     hue = (hue + _per_image(shift, images).squeeze(1)).unsqueeze(1)
     # Each channel is `value` less the share of chroma that its distance from the hue takes away.
-    opposite = torch.tensor([1 / 2, 1 / 6, -1 / 6], device=images.device).view(3, 1, 1)
-    distance = hue + opposite
+    distance = hue + (0.5 - torch.arange(3, device=images.device).view(3, 1, 1) / 3)
     share = distance.sub_(distance.round()).abs_().mul_(-6).add_(2).clamp_(0, 1)
     return torch.addcmul(value.unsqueeze(1), chroma.unsqueeze(1), share, value=-1)
 
@@ -144,7 +143,7 @@ def _resampling_matrix(start: Tensor, length: Tensor, size_in: int, size_out: in
 
 def resample(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """`resized_crop` of float images for an accelerator: two batched matrix products, the columns', then the rows'."""
-    top, left, height, width = boxes.to(images.device).unbind(1)
+    top, left, height, width = boxes.to(images.device, non_blocking=True).unbind(1)
     rows = _resampling_matrix(top, height, images.shape[2], size).to(images.dtype)
     columns = _resampling_matrix(left, width, images.shape[3], size).to(images.dtype)
     return rows.unsqueeze(1) @ (images @ columns.transpose(1, 2).unsqueeze(1))
@@ -153,7 +152,7 @@ def resample(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 def crop(images: Tensor, corners: Tensor, size: int) -> Tensor:
     """Cut a `size` x `size` square from each image; `corners` `(N, 2)` are the top and the left pixel."""
     steps = torch.arange(size, device=images.device)
-    top, left = corners.to(images.device).unbind(1)
+    top, left = corners.to(images.device, non_blocking=True).unbind(1)
     number = torch.arange(len(images), device=images.device)
     rows, columns = top.view(-1, 1, 1) + steps.view(1, -1, 1), left.view(-1, 1, 1) + steps
     return images.permute(0, 2, 3, 1)[number.view(-1, 1, 1), rows, columns].permute(0, 3, 1, 2)
@@ -170,4 +169,5 @@ def center_crop(images: Tensor, size: int) -> Tensor:
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Subtract `mean` `(3,)` and divide by `std` `(3,)`, both in grey levels."""
-    return (images - mean.to(images.device).view(3, 1, 1)) / std.to(images.device).view(3, 1, 1)
+    mean, std = (channel.to(images.device, non_blocking=True).view(3, 1, 1) for channel in (mean, std))
+    return (images - mean) / std

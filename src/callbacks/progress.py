@@ -6,14 +6,16 @@ from typing import Any, TypeVar
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
+from src.module import may_wait
+
 T = TypeVar("T")
 
 
 class Progress(RichProgressBar):
     """Lightning's rich bar with the loss of the step, images per second and the latest scores, under short names.
 
-    In training the numbers change every `trainer.log_every_n_steps` steps: an accelerator has to be waited for.
-    Lightning would wait at every step for what is logged with `prog_bar=True`, so nothing is.
+    In training the numbers change when `may_wait` allows it. Lightning would wait at every step for what is logged with
+    `prog_bar=True`, so nothing is.
     """
 
     def __init__(self) -> None:
@@ -21,8 +23,7 @@ class Progress(RichProgressBar):
         self.shown: dict[str, Any] = {}
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if trainer.training and trainer.global_step % every and not trainer.is_last_batch:
+        if trainer.training and not may_wait(trainer):
             return self.shown
         names = {"train/loss_step": "loss", "train/images_per_s": "images/s"}
         self.shown = {

@@ -231,8 +231,8 @@ class StoreDataModule(pl.LightningDataModule):
         return batch.pop("image") if row is None else self._on_device[split][row]
 
     def finish(self, images: Tensor) -> Tensor:
-        mean, std = self.mean.to(images.device), self.std.to(images.device)
-        return normalize(images, mean, std).contiguous(memory_format=torch.channels_last)
+        """Images in grey levels as the network takes them: normalised, channels last."""
+        return normalize(images, self.mean, self.std).contiguous(memory_format=torch.channels_last)
 
     def _generator(self) -> torch.Generator:
         """A generator that depends on seed, epoch, step and rank alone, so that a resumed run draws the same views."""

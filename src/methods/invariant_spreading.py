@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from src.distributed import gather_views
 from src.methods.base import Extract, Method, check_positive
-from src.neighbors import nearest_neighbors
+from src.neighbors import nearest_neighbors, queries_at_once
 
 NEGATIVES = ("all", "hard", "easy")
 POSITIVES = ("self", "nearest")
@@ -77,7 +77,7 @@ class _Loss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows = len(embeddings)
         gradient, terms = torch.zeros_like(embeddings), embeddings.new_zeros(2)
-        at_once = max(1, (BLOCK if embeddings.device.type == "cpu" else 2**26) // rows)
+        at_once = queries_at_once(embeddings, BLOCK)
         number = torch.arange(rows, device=embeddings.device).unsqueeze(1)
         for part in (slice(start, start + at_once) for start in range(0, rows, at_once)):
             some, partner = embeddings[part], (number[part] + rows // 2) % rows
