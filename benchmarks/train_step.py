@@ -30,7 +30,7 @@ from src.methods.invariant_spreading import invariant_spreading_loss
 from src.methods.simclr import nt_xent_loss
 from src.train import assemble
 
-BATCH, STEPS, ROUNDS, WORKERS = 128, 3, 3, 2
+BATCH, STEPS, ROUNDS, WORKERS = 128, 3, 5, 2
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -142,10 +142,10 @@ def simclr_of_lightly(config: Any) -> Callable[[], None]:
     return steps
 
 
-def convolutions() -> Callable[[], None]:
+def convolutions(winograd: bool) -> Callable[[], None]:
     """Nothing but the network's convolutions, forward and backward, at the same shapes, bfloat16 and channels last."""
     settle()
-    network = resnet18().to(memory_format=torch.channels_last)
+    network = resnet18(winograd=winograd).to(memory_format=torch.channels_last)
     shapes: list[tuple[nn.Conv2d, torch.Size]] = []
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     hooks = [
@@ -195,7 +195,8 @@ def main() -> None:
         "ours": (bare, config, STEPS),
         "as published: torchvision image by image, float32": (published_resnet, config),
         "lightly's SimCLR": (simclr_of_lightly, config),
-        "the convolutions alone": (convolutions,),
+        "torch's convolutions alone": (convolutions, False),
+        "our convolutions alone": (convolutions, True),
     }
     with ExitStack() as processes:
         contenders = {name: processes.enter_context(apart(*maker)) for name, maker in makers.items()}

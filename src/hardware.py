@@ -64,6 +64,11 @@ def select_precision(asked: str, accelerator: str) -> str:
     return "bf16-mixed" if bfloat16() else "32-true"
 
 
+def multiplies_bfloat16_in_vectors() -> bool:
+    """Whether the CPU multiplies bfloat16 in vectors, not in the many times faster tiles (AMX) that some have."""
+    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+
+
 def settle() -> None:
     """Quiet what Lightning says of settings made on purpose; let torch repeat its numbers and keep its memory."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # a batch is one gather from memory

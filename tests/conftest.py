@@ -78,7 +78,7 @@ def small_store(path: Path, train: int = 20, test: int = 11, classes: int = 3, s
     def build(folder: Path) -> dict[str, object]:
         for split, count in (("train", train), ("test", test)):
             images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-            write_split(folder, split, images, np.arange(count) % classes)
+            write_split(folder, split, zip(images, np.arange(count) % classes, strict=True))
         return {"classes": [str(c) for c in range(classes)], "source": "noise"}
 
     prepare_store(path, build)

@@ -5,15 +5,25 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
+from src.backbones.winograd import WinogradConv2d
+
 
 class SmallImageResNet(nn.Module):
     """torchvision's residual blocks in four stages, each but the first halving the image, and a global average pool.
+
+    Args:
+        block: torchvision's block.
+        depths: blocks of each stage.
+        width: channels of the first stage; each other has twice those of the one before.
+        winograd: see `WinogradConv2d`.
 
     Attributes:
         num_features: length F of the pooled features.
     """
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], width: int) -> None:
+    def __init__(
+        self, block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], width: int, winograd: bool
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
@@ -37,17 +47,22 @@ class SmallImageResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if winograd:
+            for module in self.stages.modules():
+                for name, layer in module.named_children():
+                    if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and layer.stride == (1, 1):
+                        setattr(module, name, WinogradConv2d(layer))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` to pooled features `(B, F)`."""
         return self.pool(self.stages(self.stem(images))).flatten(1)
 
 
-def resnet18(width: int = 64) -> SmallImageResNet:
+def resnet18(width: int = 64, winograd: bool = True) -> SmallImageResNet:
     """ResNet-18, F = 8 x width features."""
-    return SmallImageResNet(BasicBlock, (2, 2, 2, 2), width)
+    return SmallImageResNet(BasicBlock, (2, 2, 2, 2), width, winograd)
 
 
-def resnet50(width: int = 64) -> SmallImageResNet:
+def resnet50(width: int = 64, winograd: bool = True) -> SmallImageResNet:
     """ResNet-50, F = 32 x width features."""
-    return SmallImageResNet(Bottleneck, (3, 4, 6, 3), width)
+    return SmallImageResNet(Bottleneck, (3, 4, 6, 3), width, winograd)

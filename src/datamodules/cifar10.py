@@ -52,7 +52,7 @@ class CIFAR10(StoreDataModule):
         train = np.concatenate([batches[name] for name in BATCHES if name != "test_batch"])
         for split, records in (("train", train), ("test", batches["test_batch"])):
             images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-            write_split(folder, split, np.ascontiguousarray(images), records[:, 0])
+            write_split(folder, split, zip(images, records[:, 0], strict=True))
         return {"classes": CLASSES, "source": source, "sha1": BATCHES}
 
     def _fetch(self) -> tuple[dict[str, np.ndarray], str]:

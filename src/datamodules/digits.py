@@ -25,5 +25,5 @@ class Digits(StoreDataModule):
         images = np.repeat(images[..., None], 3, axis=3)
         train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)
         for split, rows in (("train", np.sort(train)), ("test", np.sort(test))):
-            write_split(folder, split, images[rows], digits.target[rows])
+            write_split(folder, split, zip(images[rows], digits.target[rows], strict=True))
         return {"classes": [str(name) for name in digits.target_names], "source": "sklearn.datasets.load_digits"}

@@ -1,7 +1,7 @@
 """From image files to right uint8 RGB, many at once and a few in memory."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image, ImageOps
 from rich.progress import track
 
-from src.datamodules.store import allocate_split
+from src.datamodules.store import write_split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-CHUNK = 512  # images decoded between two looks at what went wrong
+CHUNK = 512  # images decoded at once
 
 
 def read_rgb(path: Path, size: int) -> np.ndarray:
@@ -46,9 +46,7 @@ def find_images(folder: Path) -> list[Path]:
 def decode_split(
     folder: Path, split: str, paths: Sequence[Path], labels: Sequence[int], size: int, skip_broken: bool
 ) -> list[str]:
-    """Decode `paths` in parallel into the split of the store being built in `folder`.
-
-    The images go straight to disk: memory holds only those being decoded, however many there are.
+    """Decode `paths` in parallel into the split of the store being built in `folder`; memory holds `CHUNK` of them.
 
     Returns:
         What was left out and why, a line each; empty unless `skip_broken`.
@@ -56,29 +54,26 @@ def decode_split(
     Raises:
         OSError: a file is broken and `skip_broken` is not set, or the disk is full.
     """
-    images = allocate_split(folder, split, len(paths), size)
-    broken: dict[int, OSError] = {}
+    left_out: list[str] = []
 
-    def decode(number: int) -> None:
+    def decode(path: Path) -> np.ndarray | OSError:
         try:
-            images[number] = read_rgb(paths[number], size)
+            return read_rgb(path, size)
         except OSError as error:
-            broken[number] = error
+            return error
 
-    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
-        chunks = range(0, len(paths), CHUNK)
-        for start in track(chunks, description=f"{split}: {len(paths):,} images", transient=True):
-            list(pool.map(decode, range(start, min(start + CHUNK, len(paths)))))
-            if broken and not skip_broken:
-                error = broken[min(broken)]
-                raise OSError(f"{error}; dataset.skip_broken=true leaves such files out") from error
-    images.flush()
-    kept = [number for number in range(len(paths)) if number not in broken]
-    if broken:
-        part = allocate_split(folder, "kept", len(kept), size)
-        for start in range(0, len(kept), CHUNK):
-            part[start : start + CHUNK] = images[kept[start : start + CHUNK]]
-        part.flush()
-        os.replace(folder / "kept_images.npy", folder / f"{split}_images.npy")
-    np.save(folder / f"{split}_labels.npy", np.asarray(labels, dtype=np.int64)[kept])
-    return [str(error) for _, error in sorted(broken.items())]
+    def examples() -> Iterator[tuple[np.ndarray, int]]:
+        with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
+            chunks = range(0, len(paths), CHUNK)
+            for start in track(chunks, description=f"{split}: {len(paths):,} images", transient=True):
+                part = slice(start, start + CHUNK)
+                for image, label in zip(pool.map(decode, paths[part]), labels[part], strict=True):
+                    if not isinstance(image, OSError):
+                        yield image, label
+                    elif skip_broken:
+                        left_out.append(str(image))
+                    else:
+                        raise OSError(f"{image}; dataset.skip_broken=true leaves such files out") from image
+
+    write_split(folder, split, examples())
+    return left_out

@@ -1,5 +1,6 @@
 """STL-10 (Coates et al., 2011): 5,000 labelled, 100,000 unlabelled and 8,000 test images of 96x96 pixels."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,10 @@ import numpy as np
 
 from src.datamodules.base import StoreDataModule
 from src.datamodules.published import unpack
-from src.datamodules.store import allocate_split
+from src.datamodules.store import write_split
 from src.download import download
 
 PARTS = {"train": ("train",), "train+unlabeled": ("train", "unlabeled")}
-CHUNK = 5000
 
 
 class STL10(StoreDataModule):
@@ -51,15 +51,7 @@ class STL10(StoreDataModule):
         for split, parts in (("train", PARTS[self.split]), ("test", ("test",))):
             images = [self._images(binary, part) for part in parts]
             labels = [self._labels(binary, part) for part in parts]
-            joined = allocate_split(folder, split, sum(len(part) for part in images), 96)
-            position = 0
-            for part in images:
-                for start in range(0, len(part), CHUNK):
-                    chunk = part[start : start + CHUNK]
-                    joined[position : position + len(chunk)] = chunk
-                    position += len(chunk)
-            joined.flush()
-            np.save(folder / f"{split}_labels.npy", np.concatenate(labels))
+            write_split(folder, split, zip(chain(*images), chain(*labels), strict=True))
         classes = (binary / "class_names.txt").read_text().split()
         return {"classes": classes, "source": self.url, "checksum": self.checksum}
 

@@ -8,11 +8,11 @@ renamed when complete, so a store that exists is whole.
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -79,29 +79,36 @@ def prepare_store(path: Path, build: Callable[[Path], dict[str, Any]]) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def allocate_split(folder: Path, split: str, count: int, size: int) -> np.memmap[Any, Any]:
-    """Images uint8 `(count, size, size, 3)` of a split to fill in on disk, its space already taken.
+def write_split(folder: Path, split: str, examples: Iterable[tuple[np.ndarray, int]]) -> None:
+    """Write images, uint8 `(H, W, 3)` all alike, with their labels as one split of the store being built in `folder`.
+
+    They are written as they come, so memory need not hold them, nor anyone know how many there will be.
 
     Raises:
-        OSError: the disk is full; a page written later would end the process by a signal instead.
+        ValueError: an image has another shape or type.
+        OSError: there are none, or the disk is full.
     """
-    path = folder / f"{split}_images.npy"
-    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
-    if hasattr(os, "posix_fallocate"):  # Linux
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return images
+    labels: list[int] = []
+    with (folder / f"{split}_images.npy").open("wb", buffering=2**20) as file:
+        for image, label in examples:
+            if not labels:
+                shape = image.shape
+                _write_header(file, (0, *shape))
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.shape != shape:
+                raise ValueError(
+                    f"split {split}: need uint8 images (H, W, 3) of one size, got {image.dtype} {image.shape}"
+                )
+            file.write(image.tobytes())
+            labels.append(label)
+        if not labels:
+            raise OSError(f"the {split} split has no image")
+        file.seek(0)
+        _write_header(file, (len(labels), *shape))  # as long as before: numpy leaves it room to grow
+    np.save(folder / f"{split}_labels.npy", np.array(labels, dtype=np.int64))
 
 
-def write_split(folder: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
-    """Write uint8 `(N, H, W, 3)` images and their `(N,)` labels as one split of the store being built in `folder`."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
-        raise ValueError(
-            f"split {split}: need uint8 images (N, H, W, 3) and N labels, "
-            f"got {images.dtype} {images.shape} and {len(labels)}"
-        )
-    np.save(folder / f"{split}_images.npy", images)
-    np.save(folder / f"{split}_labels.npy", labels.astype(np.int64))
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def read_store(path: Path) -> Store:

@@ -23,7 +23,7 @@ def test_round_trip(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
 
     def build(folder: Path) -> dict[str, object]:
-        write_split(folder, "train", images, np.array([0, 1, 1, -1, 0]))
+        write_split(folder, "train", zip(images, (0, 1, 1, -1, 0), strict=True))
         return {"classes": ["cat", "dog"], "source": "here"}
 
     prepare_store(tmp_path / "pets", build)
@@ -43,7 +43,7 @@ def test_a_complete_store_is_not_built_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [OSError("source gone"), ValueError("odd"), KeyboardInterrupt()])
 def test_a_failing_build_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
     def build(folder: Path) -> dict[str, object]:
-        write_split(folder, "train", np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2))
+        write_split(folder, "train", [(np.zeros((4, 4, 3), np.uint8), 0)])
         raise error
 
     with pytest.raises(type(error)):
@@ -81,7 +81,7 @@ def _prepare_slowly(path: Path, log: Path) -> None:
         with log.open("a") as file:
             file.write(f"{os.getpid()}\n")
         time.sleep(1)
-        write_split(folder, "train", np.zeros((4, 4, 4, 3), np.uint8), np.zeros(4))
+        write_split(folder, "train", [(np.zeros((4, 4, 3), np.uint8), 0)] * 4)
         return {"classes": ["a"], "source": "here"}
 
     prepare_store(path, build)
@@ -144,11 +144,12 @@ def test_a_missing_store_and_a_folder_in_its_place(tmp_path: Path) -> None:
 
 
 def test_write_split_refuses_other_shapes(tmp_path: Path) -> None:
-    for images in (np.zeros((2, 4, 4, 3)), np.zeros((2, 3, 4, 4), np.uint8), np.zeros((2, 4, 4), np.uint8)):
+    right = np.zeros((4, 4, 3), np.uint8)
+    for image in (right.astype(float), right.transpose(2, 0, 1), right[..., 0], right[:3]):
         with pytest.raises(ValueError, match="need uint8 images"):
-            write_split(tmp_path, "train", images, np.zeros(2))
-    with pytest.raises(ValueError, match="and 3"):
-        write_split(tmp_path, "train", np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3))
+            write_split(tmp_path, "train", [(right, 0), (image, 0)])
+    with pytest.raises(OSError, match="the test split has no image"):
+        write_split(tmp_path, "test", [])
 
 
 def test_balanced_draw() -> None:
