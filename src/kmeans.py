@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 
 from src.neighbors import products, queries_at_once
 
+BLOCK = 2**21  # distances that a CPU holds at once, 8 MiB: few enough to stay in its cache
 ROUNDS = 256  # of k-means++: one centre each where there are so few, else several drawn at once
 
 
@@ -14,7 +15,7 @@ def assign(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest of `centres` `(K, D)` to each of `points` `(N, D)`: its number and squared distance, both `(N,)`."""
     half_norms = centres.square().sum(1) / 2
     labels, distances = [], []
-    for part in points.split(queries_at_once(centres)):
+    for part in points.split(queries_at_once(centres, BLOCK)):
         closest = products(centres, part).sub_(half_norms.unsqueeze(1)).max(0)
         labels.append(closest.indices)
         distances.append((part.square().sum(1) - 2 * closest.values).clamp_(min=0))

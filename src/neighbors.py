@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-IN_CACHE = 5 * 2**20  # similarities, 20 MiB
+BLOCK = 2**24  # similarities that a CPU holds at once, 64 MiB
 GROUP = 5  # similarities that are first compared by their largest
 
 
-def queries_at_once(gallery: Tensor, block: int = IN_CACHE) -> int:
+def queries_at_once(gallery: Tensor, block: int) -> int:
     """How many queries to compare with the gallery `(G, D)` in one go, at least 1.
 
     Args:
@@ -35,7 +35,7 @@ def products(gallery: Tensor, query: Tensor) -> Tensor:
 
 
 def nearest_neighbors(
-    query: Tensor, gallery: Tensor, k: int, own: Tensor | None = None, block: int = IN_CACHE
+    query: Tensor, gallery: Tensor, k: int, own: Tensor | None = None, block: int = BLOCK
 ) -> tuple[Tensor, Tensor]:
     """The `k` gallery rows most similar to each query, most similar first, of equals the lower row first.
 
