@@ -13,6 +13,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from benchmarks.timing import apart, heading, medians, report
+from benchmarks.train_step import one_by_one
 from src.augmentations.random import (
     Augmentation,
     ColorJitter,
@@ -59,29 +60,13 @@ def by_kornia(size: int) -> Call:
 
 
 def by_tensors(size: int) -> Call:
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(size, SCALE),
-            v2.ColorJitter(*JITTER),
-            v2.RandomGrayscale(0.2),
-            v2.RandomHorizontalFlip(0.5),
-            v2.ToDtype(torch.float32, scale=True),
-        ]
-    )
+    transform = one_by_one(v2, size, v2.ToDtype(torch.float32, scale=True))
     planes = photographs(size).permute(0, 3, 1, 2).contiguous()
     return lambda: torch.stack([transform(image) for image in planes])
 
 
 def by_pictures(size: int) -> Call:
-    transform = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(size, SCALE),
-            transforms.ColorJitter(*JITTER),
-            transforms.RandomGrayscale(0.2),
-            transforms.RandomHorizontalFlip(0.5),
-            transforms.ToTensor(),
-        ]
-    )
+    transform = one_by_one(transforms, size, transforms.ToTensor())
     pictures = [transforms.functional.to_pil_image(image.permute(2, 0, 1)) for image in photographs(size)]
     return lambda: torch.stack([transform(picture) for picture in pictures])
 

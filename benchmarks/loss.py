@@ -7,7 +7,6 @@ nearest there is.
 import functools
 from collections.abc import Callable
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 from lightly.loss import NTXentLoss
@@ -15,7 +14,7 @@ from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.timing import heading, medians, report
+from benchmarks.timing import heading, medians, peak_memory, report
 from benchmarks.train_step import transcription
 from src.methods.invariant_spreading import invariant_spreading_loss
 
@@ -49,19 +48,10 @@ def call(loss: Loss, embeddings: Tensor) -> None:
 
 
 def peak(name: str, rows: int) -> float:
-    """MiB by which one forward and backward raises the peak of a fresh process."""
+    """MiB that one forward and backward takes in a fresh process."""
     call(CONTENDERS[name], embed(64))  # what the first call loads does not count
     embeddings = embed(rows)
-    Path("/proc/self/clear_refs").write_text("5")  # from now on
-    before = memory("VmRSS")
-    call(CONTENDERS[name], embeddings)
-    return memory("VmHWM") - before
-
-
-def memory(which: str) -> float:
-    """MiB of this process, as Linux counts them: resident now (VmRSS), or at most (VmHWM)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
-    return int(line.split()[1]) / 1024
+    return peak_memory(lambda: call(CONTENDERS[name], embeddings))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Fair times: contenders in turn, several rounds in one process, medians, as a table in Markdown."""
+"""Fair times and peaks of memory: contenders in turn, several rounds, medians, as a table in Markdown."""
 
 import datetime
 import os
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +56,18 @@ def _serve(parent: Any, make: Callable[..., Callable[[], object]], *arguments: A
     while parent.recv():
         call()
         parent.send(True)
+
+
+def peak_memory(call: Callable[[], object]) -> float:
+    """MiB by which a call raises the peak of this process, as Linux counts it."""
+
+    def read(which: str) -> int:
+        return int(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0])
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from now on
+    before = read("VmRSS")
+    call()
+    return (read("VmHWM") - before) / 1024
 
 
 def report(what: str, seconds: Mapping[str, float]) -> None:

@@ -84,15 +84,24 @@ def bare(config: Any, count: int) -> Callable[[], None]:
     return steps
 
 
-TRANSFORM = transforms.Compose(
-    [
-        transforms.RandomResizedCrop(32, scale=(0.2, 1.0)),
-        transforms.ColorJitter(0.4, 0.4, 0.4, 0.4),
-        transforms.RandomGrayscale(p=0.2),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    ]
+def one_by_one(library: Any, size: int, *more: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The augmentation of a single image by `torchvision.transforms` or its `v2`."""
+    return library.Compose(
+        [
+            library.RandomResizedCrop(size, scale=(0.2, 1.0)),
+            library.ColorJitter(0.4, 0.4, 0.4, 0.4),
+            library.RandomGrayscale(0.2),
+            library.RandomHorizontalFlip(0.5),
+            *more,
+        ]
+    )
+
+
+TRANSFORM = one_by_one(
+    transforms,
+    32,
+    transforms.ToTensor(),
+    transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
 )
 
 
