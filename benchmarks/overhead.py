@@ -16,7 +16,7 @@ from benchmarks.train_step import bare, configure
 from src.callbacks.history import History
 from src.callbacks.progress import Progress
 from src.callbacks.refresh import Refresh
-from src.callbacks.throughput import Throughput
+from src.callbacks.steps import Steps
 from src.train import assemble
 
 EPOCHS = 5
@@ -52,7 +52,7 @@ def compare(backbone: str, steps: int) -> None:
             max_epochs=EPOCHS + 1,
             limit_train_batches=steps,
             limit_val_batches=0,
-            callbacks=[turns, Refresh(0), History(), Throughput(), Progress(), ModelCheckpoint(folder)],
+            callbacks=[turns, Refresh(0), Steps(), History(), Progress(), ModelCheckpoint(folder)],
             default_root_dir=folder,
             logger=False,
             enable_model_summary=False,

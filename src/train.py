@@ -107,6 +107,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
     from src.callbacks.evaluation import Evaluation
     from src.callbacks.history import History
     from src.callbacks.refresh import Refresh
+    from src.callbacks.steps import Steps
     from src.loggers import finish
 
     started = time.perf_counter()
@@ -132,7 +133,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
         trainer = instantiate(
             config.trainer,
             logger=logger or False,
-            callbacks=[Refresh(config.seed), Evaluation(metrics), history, *callbacks],
+            callbacks=[Refresh(config.seed), Evaluation(metrics), Steps(), history, *callbacks],
             default_root_dir=str(folder),
         )
         if trainer.is_global_zero:

@@ -20,7 +20,7 @@ from src.backbones.inception import GoogLeNet
 from src.backbones.resnet import resnet18, resnet50
 from src.callbacks.progress import Progress
 from src.callbacks.refresh import Refresh
-from src.callbacks.throughput import Throughput
+from src.callbacks.steps import Steps
 from src.train import assemble
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +77,7 @@ def step(cache: Path, monkeypatch: pytest.MonkeyPatch) -> CountStep:
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=False,
-        callbacks=[Refresh(0), Throughput(), Progress(), step],
+        callbacks=[Refresh(0), Steps(), Progress(), step],
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,

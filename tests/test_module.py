@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src.backbones.resnet import resnet18
+from src.callbacks.steps import Steps
 from src.methods.base import Method
 from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss
 from src.module import EmbeddingModule
@@ -27,8 +28,11 @@ def loader(batches: int = 1) -> DataLoader:
     return DataLoader([{"index": torch.arange(4), "views": views}] * batches, batch_size=None)  # type: ignore[arg-type]
 
 
-def fit(module: EmbeddingModule, epochs: int = 1, batches: int = 1, **options: Any) -> pl.Trainer:
+def fit(
+    module: EmbeddingModule, *callbacks: pl.Callback, epochs: int = 1, batches: int = 1, **options: Any
+) -> pl.Trainer:
     trainer = pl.Trainer(
+        callbacks=[Steps(), *callbacks],
         max_epochs=epochs,
         accelerator="cpu",
         logger=False,
@@ -74,7 +78,7 @@ def test_schedule() -> None:
         def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    fit(make(), 5, callbacks=[Rates()])
+    fit(make(), Rates(), epochs=5)
     assert rates == pytest.approx([0.5, 0.5, 0.05, 0.005, 0.005])
 
 

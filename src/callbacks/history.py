@@ -1,7 +1,9 @@
 """What every epoch measured, kept through resumes, and drawn."""
 
+import math
 import os
 import sys
+import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,12 +21,14 @@ Row = dict[str, float]
 class History(pl.Callback):
     """A row per epoch: its means and its scores; the row of epoch 0 is the untrained network's.
 
-    Draws `curves.png` in the run folder after each epoch and, where no terminal shows a progress bar, prints a line.
+    Draws `curves.png` in the run folder, at most every ten seconds and at the end, and prints a line after each epoch
+    where no terminal shows a progress bar.
     """
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self._scores: Row = {}
+        self._drawn = -math.inf
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -38,15 +42,24 @@ class History(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         means = {
-            name.removesuffix("_epoch"): float(value)
+            name: float(value)
             for name, value in trainer.callback_metrics.items()
-            if name.startswith("train/") and f"{name}_epoch" not in trainer.callback_metrics and name[-5:] != "_step"
+            if name.startswith("train/") and not name.endswith("_step")
         }
         self.rows.append({"epoch": trainer.current_epoch + 1, **means, **self._scores})
         if trainer.is_global_zero:
-            draw_curves(self.rows, Path(trainer.default_root_dir) / "curves.png")
+            if time.monotonic() - self._drawn > 10:
+                self._draw(trainer)
             if not sys.stdout.isatty():
                 print(", ".join(f"{name} {value:.6g}" for name, value in self.rows[-1].items()), flush=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._draw(trainer)
+
+    def _draw(self, trainer: pl.Trainer) -> None:
+        draw_curves(self.rows, Path(trainer.default_root_dir) / "curves.png")
+        self._drawn = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}

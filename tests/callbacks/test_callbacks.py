@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from src.callbacks.evaluation import Evaluation
 from src.callbacks.history import History, draw_curves
-from src.callbacks.throughput import Throughput
+from src.callbacks.steps import Steps
 from src.metrics.knn import WeightedKNN
 
 
@@ -23,9 +23,9 @@ class Lookup(pl.LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(()))
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        self.log("train/loss", self.weight * 1.0, on_step=True, on_epoch=True, batch_size=1)
-        return self.weight * 1.0
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        loss = self.weight * 1.0
+        return {"loss": loss, "terms": {"loss": loss.detach(), "half": loss.detach() / 2}}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         return {"index": batch["index"], "label": batch["label"], "embedding": normalize(batch["point"], dim=1)}
@@ -84,20 +84,22 @@ def test_history_and_throughput(tmp_path: Path) -> None:
     run = trainer(
         tmp_path,
         Evaluation({"knn": WeightedKNN(k=5)}),
-        Throughput(),
+        Steps(),
         history,
         max_epochs=4,
         check_val_every_n_epoch=2,
-        log_every_n_steps=1,
+        log_every_n_steps=3,
     )
     run.validate(module, [query, gallery], verbose=False)
     run.fit(module, gallery, [query, gallery])
     assert [row["epoch"] for row in history.rows] == [0, 1, 2, 3, 4]
     assert ["knn/top1" in row for row in history.rows] == [True, False, True, False, True]
     assert history.best("knn/top1")["epoch"] == 2, "the first of equals"
-    assert set(history.rows[1]) == {"epoch", "train/loss", "train/images_per_s"}
+    assert set(history.rows[1]) == {"epoch", "train/loss", "train/half", "train/lr", "train/images_per_s"}
     # Eight steps an epoch, each a tenth down: the mean over the first epoch, not its last step.
     assert history.rows[1]["train/loss"] == pytest.approx(sum(1 - 0.1 * step for step in range(8)) / 8)
+    assert history.rows[2]["train/half"] == pytest.approx(sum(0.2 - 0.1 * step for step in range(8)) / 16)
+    assert run.callback_metrics["train/loss_step"] == pytest.approx(1 - 0.1 * 31)
     assert history.median("train/images_per_s") > 0
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
