@@ -74,7 +74,8 @@ class WinogradConv2d(nn.Conv2d):
     def forward(self, images: Tensor) -> Tensor:
         kind = images.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else images.dtype
-        small = 3 * images.shape[2] * images.shape[3] <= min(self.in_channels, self.out_channels)
-        if self.vectors and small and kind == "cpu" and dtype == torch.bfloat16:
+        channels = min(self.in_channels, self.out_channels)
+        pays = channels >= 256 and 3 * images.shape[2] * images.shape[3] <= channels
+        if self.vectors and pays and kind == "cpu" and dtype == torch.bfloat16:
             return winograd_conv3x3(images.to(dtype), self.weight.to(dtype))
         return super().forward(images)
