@@ -28,32 +28,32 @@ def winograd_conv3x3(images: Tensor, weight: Tensor) -> Tensor:
         `(B, K, H, W)`, channels last.
     """
     count, channels, height, width = images.shape
-    patch, output = torch.tensor(PATCH).to(images), torch.tensor(OUTPUT).to(images)
-    rows, columns = _patches(height, patch), _patches(width, patch)
+    from_map, from_filter, to_map = (matrix.to(images) for matrix in _transforms(height, width))
     positions = images.permute(2, 3, 0, 1).reshape(height * width, count * channels)
-    patches = torch.einsum("apx,bqy->abpqxy", rows, columns).reshape(-1, height * width) @ positions
-    factors = torch.kron(*[torch.tensor(FILTER).to(images)] * 2)
-    filters = factors @ weight.permute(2, 3, 0, 1).reshape(9, len(weight) * channels)
-    product = torch.bmm(patches.view(16, -1, channels), filters.view(16, -1, channels).transpose(1, 2))
-    rows, columns = _outputs(height, output), _outputs(width, output)
-    outputs = torch.einsum("xap,ybq->xyabpq", rows, columns).reshape(height * width, -1)
-    result = outputs @ product.view(outputs.shape[1], count * len(weight))
-    result = result.view(height, width, count, len(weight)).permute(2, 3, 0, 1)
+    patches = (from_map @ positions).view(16, -1, channels)
+    filters = (from_filter @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(16, -1, channels)
+    products = torch.bmm(patches, filters.transpose(1, 2))
+    outputs = to_map @ products.view(-1, count * len(weight))
+    result = outputs.view(height, width, count, len(weight)).permute(2, 3, 0, 1)
     return result.contiguous(memory_format=torch.channels_last)
 
 
-def _patches(size: int, transform: Tensor) -> Tensor:
-    """`(4, P, size)`: the transform `(4, 4)` of each of the P patches that cover a line of pixels, two apart."""
-    padded = transform.new_zeros(4, (size + 1) // 2, size + 3)
-    for number in range(padded.shape[1]):
-        padded[:, number, 2 * number : 2 * number + 4] = transform
-    return padded[:, :, 1 : size + 1]
+def _transforms(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the P patches of a map `(16 P, H W)`, of a filter `(16, 9)`, and from products to outputs `(H W, 16 P)`."""
+    (rows_in, rows_out), (columns_in, columns_out) = _transform_line(height), _transform_line(width)
+    from_map = torch.einsum("apx,bqy->abpqxy", rows_in, columns_in).reshape(-1, height * width)
+    to_map = torch.einsum("xap,ybq->xyabpq", rows_out, columns_out).reshape(height * width, -1)
+    return from_map, torch.kron(torch.tensor(FILTER), torch.tensor(FILTER)), to_map
 
 
-def _outputs(size: int, transform: Tensor) -> Tensor:
-    """`(size, 4, P)`: the transform `(2, 4)` of each patch's four products to its two pixels."""
-    patches = (size + 1) // 2
-    return torch.einsum("oa,pq->poaq", transform, torch.eye(patches).to(transform)).reshape(-1, 4, patches)[:size]
+def _transform_line(size: int) -> tuple[Tensor, Tensor]:
+    """The same for the P patches, two pixels apart, of a line of pixels: `(4, P, size)` and `(size, 4, P)`."""
+    count = (size + 1) // 2
+    pixels_in, pixels_out = torch.zeros(4, count, size + 3), torch.zeros(size + 1, 4, count)
+    for number in range(count):
+        pixels_in[:, number, 2 * number : 2 * number + 4] = torch.tensor(PATCH)  # from one before the line's first
+        pixels_out[2 * number : 2 * number + 2, :, number] = torch.tensor(OUTPUT)
+    return pixels_in[:, :, 1 : size + 1], pixels_out[:size]
 
 
 class WinogradConv2d(nn.Conv2d):

@@ -15,8 +15,8 @@ from src.module import may_wait
 class Steps(pl.Callback):
     """Logs `train/<term>_step` and `train/images_per_s` (over all ranks) of some steps, `train/<term>` of each epoch.
 
-    It reads the device only when `may_wait` allows, the steps since the last time at once: Lightning's own means would
-    cost a fast step a quarter of its time.
+    It reads the device only when `may_wait` allows, the steps since the last time at once. Lightning would keep its
+    means at every step, which takes it longer than all else that it does in one.
 
     Raises:
         FloatingPointError: the loss of a step is not finite; the message names the first such step and its batch.
