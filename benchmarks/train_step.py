@@ -151,8 +151,11 @@ def simclr_of_lightly(config: Any) -> Callable[[], None]:
     return steps
 
 
-def convolutions(winograd: bool) -> Callable[[], None]:
-    """Nothing but the network's convolutions, forward and backward, at the same shapes, bfloat16 and channels last."""
+def convolutions(winograd: bool, channels: int | None = None) -> Callable[[], None]:
+    """Nothing but the network's convolutions, forward and backward, at the same shapes, bfloat16 and channels last.
+
+    With `channels` only those that go from so many to as many.
+    """
     settle()
     network = resnet18(winograd=winograd).to(memory_format=torch.channels_last)
     shapes: list[tuple[nn.Conv2d, torch.Size]] = []
@@ -167,6 +170,8 @@ def convolutions(winograd: bool) -> Callable[[], None]:
         hook.remove()
     work = []
     for number, (layer, shape) in enumerate(shapes):
+        if channels not in (None, layer.in_channels) or channels not in (None, layer.out_channels):
+            continue
         layer = copy.deepcopy(layer).bfloat16()
         images = torch.randn(2 * BATCH, *shape[1:], dtype=torch.bfloat16).to(memory_format=torch.channels_last)
         images.requires_grad_(number > 0)  # nobody asks for the gradient of the images themselves
@@ -211,6 +216,10 @@ def main() -> None:
         contenders = {name: processes.enter_context(apart(*maker)) for name, maker in makers.items()}
         seconds = medians(contenders, ROUNDS)
     report(f"{STEPS} steps", seconds)
+    for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4)):
+        with apart(convolutions, True, channels) as mine, apart(convolutions, False, channels) as theirs:
+            times = medians({"ours": mine, "torch's": theirs}, ROUNDS)
+        report(f"of these, convolutions of {channels} channels, {size} x {size}", times)
     for name, time in seconds.items():
         print(f"| {name} | {STEPS * BATCH / time:.1f} images/s | |")
 
