@@ -39,6 +39,8 @@ class Steps(pl.Callback):
             pl_module.log_dict(latest, on_step=True, on_epoch=False, batch_size=1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.unread:  # the training ends within the epoch
+            self._read(trainer.current_epoch)
         means = {f"train/{name}": total / self.steps for name, total in self.sums.items()}
         pl_module.log_dict(means | {"train/lr": self.lr}, batch_size=1)
 
