@@ -186,6 +186,19 @@ def convolutions(winograd: bool, channels: int | None = None) -> Callable[[], No
     return steps
 
 
+def views(config: Any) -> Callable[[], None]:
+    """What comes before the network: batches gathered, two views of each image drawn."""
+    settle()
+    datamodule, _, _ = assemble(config, 1)
+    generator = torch.Generator().manual_seed(0)
+
+    def steps() -> None:
+        for batch in islice(datamodule.train_dataloader(), STEPS):
+            datamodule.augmentation(batch["image"].repeat(2, 1, 1, 1), generator, datamodule.finish)
+
+    return steps
+
+
 def check() -> None:
     """The transcription and lightly's loss equal ours."""
     embeddings = nn.functional.normalize(torch.randn(64, 128), dim=1)
@@ -216,6 +229,9 @@ def main() -> None:
         contenders = {name: processes.enter_context(apart(*maker)) for name, maker in makers.items()}
         seconds = medians(contenders, ROUNDS)
     report(f"{STEPS} steps", seconds)
+    with apart(views, config) as before:
+        (time,) = medians({"views": before}, ROUNDS).values()
+    print(f"| of these, gathering and augmenting | {1e3 * time:.0f} ms, {time / seconds['ours']:.1%} | |", flush=True)
     for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4)):
         with apart(convolutions, True, channels) as mine, apart(convolutions, False, channels) as theirs:
             times = medians({"ours": mine, "torch's": theirs}, ROUNDS)

@@ -1,20 +1,14 @@
-"""Exact search and k-means at the sizes of the protocols, against faiss and others: `python -m benchmarks.search`."""
+"""The kNN score at the size of CIFAR-10, against faiss, lightly and scikit-learn: `python -m benchmarks.knn`."""
 
 import faiss
 import torch
 from lightly.utils.benchmarking import knn_predict
-from pytorch_metric_learning.distances import CosineSimilarity
-from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-from pytorch_metric_learning.utils.inference import CustomKNN
-from sklearn.cluster import KMeans
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.timing import heading, medians, report
-from src.kmeans import kmeans
 from src.metrics.knn import knn_votes
-from src.metrics.retrieval import Retrieval
 from src.neighbors import nearest_neighbors
 
 DIM = 128
@@ -47,7 +41,7 @@ def search(title: str, query: Tensor, gallery: Tensor, k: int, own: Tensor | Non
 
 
 def classify() -> None:
-    """The whole kNN score of a CIFAR-10, votes included."""
+    """The whole score, votes included."""
     gallery, labels = clustered(50_000, 10, 0.2)
     query = normalize(gallery[:10_000] + 0.1 * torch.randn(10_000, DIM), dim=1)
 
@@ -67,63 +61,11 @@ def classify() -> None:
     search("the search alone", query, gallery, 200, None)
 
 
-def retrieve() -> None:
-    """Recall@1, 10, 100 and mAP@R among 60,502 images."""
-    points, labels = clustered(60_502, 11_316, 0.12)
-    search("60,502 among themselves, the nearest 100", points, points, 100, torch.arange(len(points)))
-    by_cosine = CustomKNN(CosineSimilarity(), batch_size=512)
-    scores = ("precision_at_1", "mean_average_precision_at_r")
-    theirs = AccuracyCalculator(scores, k="max_bin_count", knn_func=by_cosine)
-    metric = Retrieval((1, 10, 100))
-    found = {}
-
-    def ours() -> None:
-        metric.reset()
-        metric.update(points, labels)
-        found["ours"] = float(metric.compute()["R@1"]) / 100
-
-    def metric_learning() -> None:
-        found["theirs"] = theirs.get_accuracy(points, labels)["precision_at_1"]
-
-    seconds = medians({"ours": ours, "pytorch-metric-learning, R@1 and mAP@R only": metric_learning}, rounds=0)
-    assert abs(found["ours"] - found["theirs"]) < 1e-4, found
-    report("R@1, R@10, R@100 and mAP@R of 60,502 images", seconds)
-
-
-def cluster(count: int, k: int, noise: float) -> None:
-    """Time k-means, each until it converges or 25 iterations; inertia beside it."""
-    points, _ = clustered(count, k, noise)
-    inertia: dict[str, float] = {}
-
-    def ours() -> None:
-        inertia["ours"] = kmeans(points, k, iterations=25)[1]
-
-    def by_faiss() -> None:
-        found = faiss.Kmeans(DIM, k, niter=25, seed=0, min_points_per_centroid=1, max_points_per_centroid=count)
-        found.train(points.numpy())
-        inertia["faiss"] = float(found.index.search(points.numpy(), 1)[0].sum())
-
-    def by_scikit_learn() -> None:
-        inertia["scikit-learn"] = float(KMeans(k, n_init=1, max_iter=25, random_state=0).fit(points.numpy()).inertia_)
-
-    contenders = {"ours": ours, "faiss": by_faiss}
-    if k < 1000:  # its seeding takes minutes
-        contenders["scikit-learn"] = by_scikit_learn
-    seconds = medians(contenders, rounds=0 if k > 1000 else 3)
-    report(f"k-means, {count:,} points, {k:,} clusters, noise {noise}", seconds)
-    others = "; ".join(f"{name} {value:,.0f}" for name, value in inertia.items() if name != "ours")
-    print(f"| its inertia | {inertia['ours']:,.0f} | {others} |", flush=True)
-
-
 def main() -> None:
-    heading("Exact search and k-means, 128 dimensions, float32")
+    heading("kNN of 10,000 images among 50,000, 128 dimensions, float32")
     torch.manual_seed(0)
     faiss.omp_set_num_threads(torch.get_num_threads())
     classify()
-    retrieve()
-    cluster(5_924, 100, 0.12)
-    for noise in (0.08, 0.12, 0.2):
-        cluster(60_502, 11_316, noise)
 
 
 if __name__ == "__main__":
