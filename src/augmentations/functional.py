@@ -73,16 +73,16 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(value.unsqueeze(1), chroma.unsqueeze(1), share, value=-1)
 
 
-def to_grayscale(images: Tensor, mask: Tensor) -> Tensor:
-    """Replace the images chosen by `mask` `(N,)` bool by their grey, in three equal channels."""
+def to_grayscale_(images: Tensor, mask: Tensor) -> Tensor:
+    """Replace the images chosen by `mask` `(N,)` bool by their grey, in three equal channels, in place."""
     here = _rows(mask, images)
-    return images.index_copy(0, here, _grey(images.index_select(0, here)).expand(-1, 3, -1, -1))
+    return images.index_copy_(0, here, _grey(images.index_select(0, here)).expand(-1, 3, -1, -1))
 
 
-def horizontal_flip(images: Tensor, mask: Tensor) -> Tensor:
-    """Mirror the images chosen by `mask` `(N,)` bool, left to right."""
+def horizontal_flip_(images: Tensor, mask: Tensor) -> Tensor:
+    """Mirror the images chosen by `mask` `(N,)` bool, left to right, in place."""
     here = _rows(mask, images)
-    return images.index_copy(0, here, images.index_select(0, here).flip(-1))
+    return images.index_copy_(0, here, images.index_select(0, here).flip(-1))
 
 
 def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -99,7 +99,7 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     if images.device.type != "cpu":
         return resample(images.float(), boxes, size)
     if int(boxes[:, 2:].max()) <= size:
-        return enlarge(images.float(), boxes, size)
+        return enlarge(images.to(torch.float32, memory_format=torch.contiguous_format), boxes, size)
     # Nothing is faster than torch's own kernel for an image of bytes.
     return torch.cat(
         [
@@ -123,7 +123,7 @@ def enlarge(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     top, left, height, width = boxes.unbind(1)
     rows, columns = coordinates(top, height, images.shape[2]), coordinates(left, width, images.shape[3])
     grid = torch.stack(torch.broadcast_tensors(columns.unsqueeze(1), rows.unsqueeze(2)), 3)
-    return grid_sample(images.contiguous(), grid, padding_mode="border", align_corners=False).round_()
+    return grid_sample(images, grid, padding_mode="border", align_corners=False).round_()
 
 
 def _resampling_matrix(start: Tensor, length: Tensor, size_in: int, size_out: int) -> Tensor:

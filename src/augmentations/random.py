@@ -143,7 +143,7 @@ class RandomGrayscale:
         return (torch.rand(count, generator=generator) < self.p,)
 
     def __call__(self, images: Tensor, *parameters: Tensor) -> Tensor:
-        return functional.to_grayscale(images, parameters[0])
+        return functional.to_grayscale_(images, parameters[0])
 
 
 @dataclass
@@ -161,7 +161,7 @@ class RandomHorizontalFlip:
         return (torch.rand(count, generator=generator) < self.p,)
 
     def __call__(self, images: Tensor, *parameters: Tensor) -> Tensor:
-        return functional.horizontal_flip(images, parameters[0])
+        return functional.horizontal_flip_(images, parameters[0])
 
 
 class Augmentation:
@@ -193,4 +193,4 @@ class Augmentation:
             for operation, parameters in zip(self.operations.values(), drawn, strict=True):
                 some = operation(some if operation.size else some.float(), *(column[part] for column in parameters))
             views.append(finish(functional.center_crop(some, self.size).float()))
-        return torch.cat(views)
+        return torch.cat(views) if len(views) > 1 else views[0]

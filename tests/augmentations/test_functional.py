@@ -55,11 +55,11 @@ def test_hue(images: Tensor) -> None:
 
 def test_grey_and_flip(images: Tensor) -> None:
     mask = torch.arange(COUNT) % 3 == 0
-    grey = functional.to_grayscale(images.float(), mask)
+    grey = functional.to_grayscale_(images.float(), mask)
     assert_within_a_grey_level(
         grey, images, lambda image, i: reference.rgb_to_grayscale(image, 3) if mask[i] else image
     )
-    flipped = functional.horizontal_flip(images.float(), mask)
+    flipped = functional.horizontal_flip_(images.float(), mask)
     assert_within_a_grey_level(flipped, images, lambda image, i: reference.hflip(image) if mask[i] else image)
 
 
