@@ -36,11 +36,9 @@ def blend(images: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
 
     Args:
         images: float `(N, 3, H, W)`.
-        kind: `(N,)` BRIGHTNESS blends with black, CONTRAST with the image's mean grey, SATURATION with its grey; of
-            another kind an image is left as it is.
+        kind: `(N,)` BRIGHTNESS blends with black, CONTRAST with the image's mean grey, SATURATION with its grey.
         factor: `(N,)`, at least 0; 1 changes nothing.
     """
-    factor = torch.where(kind < HUE, factor, 1)
     rest = 1 - factor
     grey = _grey(images)
     mean = grey.mean((1, 2, 3), keepdim=True) * _per_image(rest * (kind == CONTRAST), images)

@@ -28,7 +28,7 @@ class RandomOperation(Protocol):
         """Parameters for `count` images of `height` x `width` pixels; each has the image as its first dimension."""
 
     def __call__(self, images: Tensor, *parameters: Tensor) -> Tensor:
-        """Apply the parameters to `(N, 3, H, W)` images in grey levels."""
+        """Apply the parameters to `(N, 3, H, W)` images in grey levels, which may change with it."""
 
 
 def _uniform(bounds: tuple[float, float], shape: tuple[int, ...], generator: Generator) -> Tensor:
@@ -122,9 +122,12 @@ class ColorJitter:
 
     def __call__(self, images: Tensor, *parameters: Tensor) -> Tensor:
         strengths, order = parameters
-        for kind in order.unbind(1):
-            images = functional.blend(images, kind, strengths.gather(1, kind.unsqueeze(1)).squeeze(1))
-            images = functional.adjust_hue_(images, kind == functional.HUE, strengths[:, functional.HUE])
+        blends = order[order != functional.HUE].view(-1, 3)  # the other three in their order
+        for step in range(4):
+            images = functional.adjust_hue_(images, order[:, step] == functional.HUE, strengths[:, functional.HUE])
+            if step < 3:
+                kind = blends[:, step]
+                images = functional.blend(images, kind, strengths.gather(1, kind.unsqueeze(1)).squeeze(1))
         return images
 
 

@@ -40,11 +40,11 @@ def test_colour(images: Tensor, name: str) -> None:
 
 
 def test_each_image_is_blended_in_its_own_way(images: Tensor) -> None:
-    kind = torch.arange(COUNT) % 4
+    kind = torch.arange(COUNT) % 3
     factors = torch.linspace(0, 2, COUNT)
-    theirs = [reference.adjust_brightness, reference.adjust_contrast, reference.adjust_saturation, lambda x, _: x]
+    theirs = [reference.adjust_brightness, reference.adjust_contrast, reference.adjust_saturation]
     ours = functional.blend(images.float(), kind, factors)
-    assert_within_a_grey_level(ours, images, lambda image, i: theirs[i % 4](image, factors[i].item()))
+    assert_within_a_grey_level(ours, images, lambda image, i: theirs[i % 3](image, factors[i].item()))
 
 
 def test_hue(images: Tensor) -> None:

@@ -6,6 +6,7 @@ from scipy import stats
 from torch import Generator, Tensor
 from torchvision import transforms
 
+from src.augmentations.functional import HUE, adjust_hue, blend
 from src.augmentations.random import (
     Augmentation,
     ColorJitter,
@@ -93,13 +94,20 @@ def test_every_image_has_its_own_draw() -> None:
 
 
 def test_jitter_applies_each_order() -> None:
-    """Image by image, in the order drawn, equals the batched result."""
+    """The batch at once equals image by image, one operation after the other in the order drawn."""
     jitter = ColorJitter(0.4, 0.4, 0.4, 0.4)
-    images = torch.rand(32, 3, 8, 8, generator=generator()) * 255
-    strengths, order = jitter.draw(32, 8, 8, generator())
-    batched = jitter(images, strengths, order)
-    alone = torch.cat([jitter(images[i : i + 1], strengths[i : i + 1], order[i : i + 1]) for i in range(32)])
-    torch.testing.assert_close(batched, alone)
+    images = torch.rand(64, 3, 8, 8, generator=generator()) * 255
+    strengths, order = jitter.draw(64, 8, 8, generator())
+    assert len(order.unique(dim=0)) > 20
+    alone = []
+    for image, strength, kinds in zip(images.split(1), strengths, order, strict=True):
+        for kind in kinds:
+            if kind == HUE:
+                image = adjust_hue(image, strength[kind].view(1))
+            else:
+                image = blend(image, kind.view(1), strength[kind].view(1))
+        alone.append(image)
+    torch.testing.assert_close(jitter(images.clone(), strengths, order), torch.cat(alone))
 
 
 def test_none_switches_an_operation_off() -> None:
