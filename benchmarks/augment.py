@@ -13,7 +13,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from benchmarks.timing import apart, heading, medians, report
-from benchmarks.train_step import one_by_one
+from benchmarks.train_step import JITTER, SCALE, one_by_one
 from src.augmentations.random import (
     Augmentation,
     ColorJitter,
@@ -26,7 +26,7 @@ from src.hardware import settle
 Call = Callable[[], torch.Tensor]
 
 VIEWS, ROUNDS = 1000, 5
-SCALE, RATIO, JITTER = (0.2, 1.0), (3 / 4, 4 / 3), (0.4, 0.4, 0.4, 0.4)
+RATIO = (3 / 4, 4 / 3)
 
 
 def photographs(size: int) -> torch.Tensor:

@@ -4,7 +4,7 @@
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from torchvision import transforms
 from benchmarks.timing import apart, heading, medians, report
 from src.backbones.head import Head
 from src.backbones.resnet import resnet18
+from src.datamodules.base import StoreDataModule
 from src.datamodules.store import read_store
 from src.hardware import settle
 from src.methods.invariant_spreading import invariant_spreading_loss
@@ -31,6 +32,7 @@ from src.methods.simclr import nt_xent_loss
 from src.train import assemble
 
 BATCH, STEPS, ROUNDS, WORKERS = 128, 3, 5, 2
+SCALE, JITTER = (0.2, 1.0), (0.4, 0.4, 0.4, 0.4)
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -64,19 +66,24 @@ def sgd(*modules: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.03, momentum=0.9, weight_decay=5e-4)
 
 
+def draw(datamodule: StoreDataModule, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two views of each image of `count` batches, and the images' indices."""
+    generator = torch.Generator().manual_seed(0)
+    for batch in islice(datamodule.train_dataloader(), count):
+        yield datamodule.augmentation(batch["image"].repeat(2, 1, 1, 1), generator, datamodule.finish), batch["index"]
+
+
 def bare(config: Any, count: int) -> Callable[[], None]:
     """The parts that `src.train` puts together, stepped by hand `count` times; `benchmarks.overhead` adds Lightning."""
     settle()
     datamodule, module, _ = assemble(config, 1)
     optimizer = sgd(module)
-    generator = torch.Generator().manual_seed(0)
 
     def steps() -> None:
-        for batch in islice(datamodule.train_dataloader(), count):
-            views = datamodule.augmentation(batch["image"].repeat(2, 1, 1, 1), generator, datamodule.finish)
+        for views, index in draw(datamodule, count):
             with torch.autocast("cpu", torch.bfloat16):
                 _, embeddings = module(views)
-            loss = module.method(embeddings, batch["index"])["loss"]
+            loss = module.method(embeddings, index)["loss"]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -88,8 +95,8 @@ def one_by_one(library: Any, size: int, *more: Callable[[Any], Any]) -> Callable
     """The augmentation of a single image by `torchvision.transforms` or its `v2`."""
     return library.Compose(
         [
-            library.RandomResizedCrop(size, scale=(0.2, 1.0)),
-            library.ColorJitter(0.4, 0.4, 0.4, 0.4),
+            library.RandomResizedCrop(size, scale=SCALE),
+            library.ColorJitter(*JITTER),
             library.RandomGrayscale(0.2),
             library.RandomHorizontalFlip(0.5),
             *more,
@@ -190,11 +197,10 @@ def views(config: Any) -> Callable[[], None]:
     """What comes before the network: batches gathered, two views of each image drawn."""
     settle()
     datamodule, _, _ = assemble(config, 1)
-    generator = torch.Generator().manual_seed(0)
 
     def steps() -> None:
-        for batch in islice(datamodule.train_dataloader(), STEPS):
-            datamodule.augmentation(batch["image"].repeat(2, 1, 1, 1), generator, datamodule.finish)
+        for _ in draw(datamodule, STEPS):
+            pass
 
     return steps
 
