@@ -21,7 +21,7 @@ from src.augmentations.random import (
     RandomHorizontalFlip,
     RandomResizedCrop,
 )
-from src.hardware import settle
+from src.running.hardware import settle
 
 Call = Callable[[], torch.Tensor]
 

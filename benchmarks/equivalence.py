@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from benchmarks.timing import heading
 from benchmarks.train_step import BATCH, configure, published
+from src.assemble import assemble
 from src.backbones.head import Head
 from src.backbones.resnet import resnet18
 from src.metrics.knn import WeightedKNN
-from src.train import assemble
 
 EPOCHS, SEEDS, LIMIT = 5, (0, 1, 2), 5000
 OVERRIDES = ["experiment=cifar10_paper", "backbone=resnet18_slim", f"dataset.limit={LIMIT}"]

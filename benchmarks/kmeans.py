@@ -6,7 +6,7 @@ from sklearn.cluster import KMeans
 
 from benchmarks.knn import DIM, clustered
 from benchmarks.timing import heading, medians, report
-from src.kmeans import kmeans
+from src.vectors.kmeans import kmeans
 
 
 def cluster(count: int, k: int, noise: float) -> None:

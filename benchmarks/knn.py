@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from benchmarks.timing import heading, medians, report
 from src.metrics.knn import knn_votes
-from src.neighbors import nearest_neighbors
+from src.vectors.neighbors import nearest_neighbors
 
 DIM = 128
 

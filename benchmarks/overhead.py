@@ -13,11 +13,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from benchmarks.timing import heading, report
 from benchmarks.train_step import bare, configure
+from src.assemble import assemble
 from src.callbacks.history import History
 from src.callbacks.progress import Progress
 from src.callbacks.refresh import Refresh
 from src.callbacks.steps import Steps
-from src.train import assemble
 
 EPOCHS = 5
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from src.hardware import describe_hardware, describe_versions, settle
+from src.running.hardware import describe_hardware, describe_versions, settle
 
 
 def medians(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -22,14 +22,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.timing import apart, heading, medians, report
+from src.assemble import assemble
 from src.backbones.head import Head
 from src.backbones.resnet import resnet18
 from src.datamodules.base import StoreDataModule
 from src.datamodules.store import read_store
-from src.hardware import settle
 from src.methods.invariant_spreading import invariant_spreading_loss
 from src.methods.simclr import nt_xent_loss
-from src.train import assemble
+from src.running.hardware import settle
 
 BATCH, STEPS, ROUNDS, WORKERS = 128, 3, 5, 2
 SCALE, JITTER = (0.2, 1.0), (0.4, 0.4, 0.4, 0.4)

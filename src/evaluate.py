@@ -5,7 +5,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from src import cli, runs
+from src.running import cli, runs
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
@@ -13,9 +13,9 @@ def main(config: DictConfig) -> None:
     """Every metric of the run's protocol, of the checkpoint chosen, beside what the run itself wrote."""
     import pytorch_lightning as pl
 
-    from src import hardware
+    from src.assemble import assemble
     from src.callbacks.evaluation import Evaluation
-    from src.train import assemble
+    from src.running import hardware
 
     hardware.settle()
     folder, which = Path(config.run), config.checkpoint

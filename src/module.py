@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from src.backbones.head import Head
-from src.distributed import broadcast_buffers
 from src.methods.base import Method
+from src.running.distributed import broadcast_buffers
 
 
 def may_wait(trainer: pl.Trainer) -> bool:

@@ -3,17 +3,13 @@
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from src import cli, runs
-
-if TYPE_CHECKING:
-    from src.datamodules.base import StoreDataModule
-    from src.module import EmbeddingModule
+from src.running import cli, runs
 
 # Torch and Lightning take seconds to import: what needs them imports them inside, so that --help answers at once.
 
@@ -21,7 +17,7 @@ if TYPE_CHECKING:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(config: DictConfig) -> float:
     """One run of the composed config; returns the monitored score of its last epoch, which a sweeper can maximise."""
-    from src.hardware import count_ranks, select_accelerator, select_precision
+    from src.running.hardware import count_ranks, select_accelerator, select_precision
 
     launched = HydraConfig.get()
     folder = Path(launched.runtime.output_dir)
@@ -39,76 +35,19 @@ def main(config: DictConfig) -> float:
     return train(config, folder, choices)
 
 
-def assemble(config: DictConfig, ranks: int) -> tuple["StoreDataModule", "EmbeddingModule", dict[str, Any]]:
-    """Data, network with its method, and metrics of a resolved config, checked against each other.
-
-    Raises:
-        ValueError: they do not fit; the message names the setting.
-    """
-    import torch
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    from src.methods.base import TrainingSet
-    from src.module import EmbeddingModule
-
-    augmentation = instantiate(config.augmentation)
-    datamodule = instantiate(config.dataset, _partial_=True)(augmentation=augmentation)
-    try:
-        backbone = instantiate(config.backbone).to(memory_format=torch.channels_last)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, OSError) and (missing := datamodule.missing()):
-            raise OSError(f"{error.__cause__}. {missing}") from error  # of two things to fetch, name both at once
-        raise
-    datamodule.prepare_data()
-    datamodule.setup()
-    datamodule.check(ranks)
-    if config.protocol.disjoint:
-        check_disjoint(datamodule)
-    metrics = {name: instantiate(metric) for name, metric in config.protocol.metrics.items()}
-    for metric in metrics.values():
-        metric.check(datamodule.query_labels, datamodule.gallery_labels)
-    module = EmbeddingModule(
-        backbone,
-        instantiate(config.method),
-        config.embedding_dim,
-        instantiate(config.optimizer),
-        config.schedule.milestones,
-        config.schedule.factors,
-        config.protocol.space,
-        config.seed,
-    )
-    labels = datamodule.train_labels if module.method.supervised else None
-    pretrained = bool(config.backbone.get("pretrained", False))
-    # After the network, whose initial weights are then the same for every method.
-    module.method.setup(TrainingSet(len(datamodule.train_labels), config.embedding_dim, pretrained, labels))
-    return datamodule, module, metrics
-
-
-def check_disjoint(datamodule: "StoreDataModule") -> None:
-    """Raise a ValueError where the protocol asks for unseen classes and some are trained on."""
-    assert datamodule.store is not None
-    seen = set(datamodule.train_labels.tolist()) & set(datamodule.query_labels.tolist()) - {-1}
-    if seen:
-        names = [datamodule.store.classes[label] for label in sorted(seen)]
-        raise ValueError(
-            f"this protocol tests on unseen classes, but {len(names)} are in the training and in the test set "
-            f"({', '.join(names[:3])}): choose protocol=seen or split the classes"
-        )
-
-
 def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
     """Score the untrained network, fit, write the results; on every rank, returns the last epoch's score."""
     import pytorch_lightning as pl
     from hydra.utils import instantiate
     from pytorch_lightning.utilities import rank_zero_only
 
-    from src import hardware
+    from src.assemble import assemble
     from src.callbacks.evaluation import Evaluation
     from src.callbacks.history import History
     from src.callbacks.refresh import Refresh
     from src.callbacks.steps import Steps
-    from src.loggers import finish
+    from src.running import hardware
+    from src.running.loggers import finish
 
     started = time.perf_counter()
     hardware.settle()

@@ -15,13 +15,13 @@ from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from src.assemble import assemble
 from src.augmentations.functional import normalize
 from src.backbones.inception import GoogLeNet
 from src.backbones.resnet import resnet18, resnet50
 from src.callbacks.progress import Progress
 from src.callbacks.refresh import Refresh
 from src.callbacks.steps import Steps
-from src.train import assemble
 
 ROOT = Path(__file__).parent.parent
 # All that learn, but for the losses of pytorch-metric-learning, which do read the device.

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from src.report import PAPER, draw, find_results, group_by_setting, paper_numbers, table
+from src.reporting.figure import draw
+from src.reporting.results import PAPER, find_results, group_by_setting, paper_numbers
+from src.reporting.table import table
 from tests.conftest import ROOT, Run
 
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))

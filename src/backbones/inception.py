@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from src.backbones.weights import read_weights
-from src.download import download
+from src.running.download import download
 
 # BVLC GoogLeNet, released for unrestricted use.
 URL = "http://dl.caffe.berkeleyvision.org/bvlc_googlenet.caffemodel"

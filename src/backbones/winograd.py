@@ -8,7 +8,7 @@ whose factors are 0, 1 and 1/2, are matrix products too: of all positions of a s
 import torch
 from torch import Tensor, nn
 
-from src.hardware import multiplies_bfloat16_in_vectors
+from src.running.hardware import multiplies_bfloat16_in_vectors
 
 PATCH = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 FILTER = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))

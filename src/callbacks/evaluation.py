@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from src.distributed import gather_unique
+from src.running.distributed import gather_unique
 
 
 class Evaluation(pl.Callback):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from src.callbacks.progress import Progress
-from src.distributed import broadcast_buffers, gather_unique
+from src.running.distributed import broadcast_buffers, gather_unique
 
 
 class Refresh(pl.Callback):

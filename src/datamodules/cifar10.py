@@ -15,7 +15,7 @@ from PIL import Image
 
 from src.datamodules.base import StoreDataModule
 from src.datamodules.store import write_split
-from src.download import download
+from src.running.download import download
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 # The binary form: the Python form of the archive is pickled, and unpickling runs whatever the file says.

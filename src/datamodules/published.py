@@ -8,7 +8,7 @@ from typing import Any
 
 from src.datamodules.base import StoreDataModule
 from src.datamodules.images import decode_split
-from src.download import download
+from src.running.download import download
 
 Entry = tuple[Path, int]  # an image file and its class number, from 0
 

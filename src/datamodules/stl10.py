@@ -9,7 +9,7 @@ import numpy as np
 from src.datamodules.base import StoreDataModule
 from src.datamodules.published import unpack
 from src.datamodules.store import write_split
-from src.download import download
+from src.running.download import download
 
 PARTS = {"train": ("train",), "train+unlabeled": ("train", "unlabeled")}
 

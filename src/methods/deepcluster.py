@@ -4,9 +4,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from src.kmeans import kmeans
 from src.methods.base import Extract, Method, TrainingSet
 from src.methods.exemplar import softmax_loss
+from src.vectors.kmeans import kmeans
 
 
 def whiten(features: Tensor, dim: int) -> Tensor:

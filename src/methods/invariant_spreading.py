@@ -7,9 +7,9 @@ import torch
 from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 
-from src.distributed import gather_views
 from src.methods.base import Extract, Method, check_positive
-from src.neighbors import nearest_neighbors, queries_at_once
+from src.running.distributed import gather_views
+from src.vectors.neighbors import nearest_neighbors, queries_at_once
 
 NEGATIVES = ("all", "hard", "easy")
 POSITIVES = ("self", "nearest")

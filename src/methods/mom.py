@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from src.methods.base import Extract, Method, TrainingSet
-from src.neighbors import nearest_neighbors
+from src.vectors.neighbors import nearest_neighbors
 
 LOSSES = ("triplet", "contrastive")
 CHUNK = 256  # anchors whose diffusion is solved at once

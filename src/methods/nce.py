@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from src.distributed import gather_rows
-from src.memory_bank import MemoryBank
 from src.methods.base import Method, TrainingSet, check_positive
+from src.running.distributed import gather_rows
+from src.vectors.memory_bank import MemoryBank
 
 
 def estimate_log_z(scores: Tensor, images: int) -> Tensor:

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from src.memory_bank import MemoryBank
 from src.methods.base import Method, TrainingSet, check_positive
 from src.methods.exemplar import softmax_loss
+from src.vectors.memory_bank import MemoryBank
 
 
 class NPSoftmax(Method):

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from src.distributed import gather_views
 from src.methods.base import Method, check_positive
+from src.running.distributed import gather_views
 
 
 def nt_xent_loss(embeddings: Tensor, temperature: float) -> Tensor:

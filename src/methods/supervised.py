@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.distributed import gather_rows, gather_views
 from src.methods.base import Method, TrainingSet
+from src.running.distributed import gather_rows, gather_views
 
 
 def find(kind: str, name: str) -> type[nn.Module]:

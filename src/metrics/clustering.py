@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from src.kmeans import kmeans
+from src.vectors.kmeans import kmeans
 
 
 def normalized_mutual_information(first: Tensor, second: Tensor) -> Tensor:

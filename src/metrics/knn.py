@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from src.neighbors import nearest_neighbors
+from src.vectors.neighbors import nearest_neighbors
 
 
 def knn_votes(query: Tensor, gallery: Tensor, gallery_labels: Tensor, k: int = 200, temperature: float = 0.1) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from src.neighbors import nearest_neighbors
+from src.vectors.neighbors import nearest_neighbors
 
 CANDIDATES = 2**22  # neighbours looked at together
 

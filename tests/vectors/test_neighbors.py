@@ -5,7 +5,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from src.neighbors import nearest_neighbors
+from src.vectors.neighbors import nearest_neighbors
 
 
 @pytest.fixture(scope="module")

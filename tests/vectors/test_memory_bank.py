@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from src.memory_bank import MemoryBank
+from src.vectors.memory_bank import MemoryBank
 from tests.methods.reference import unit
-from tests.test_distributed import on_two_ranks
+from tests.running.test_distributed import on_two_ranks
 
 
 def test_an_update_mixes_and_normalises() -> None:

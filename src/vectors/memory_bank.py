@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from src.distributed import gather_rows
+from src.running.distributed import gather_rows
 
 
 class MemoryBank(nn.Module):

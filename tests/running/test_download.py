@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from src.download import download
+from src.running.download import download
 from tests.conftest import Server
 
 CONTENT = os.urandom(3_000_000)

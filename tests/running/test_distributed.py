@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
-from src.distributed import broadcast_buffers, gather_unique, gather_views
 from src.methods.base import Method, TrainingSet
 from src.methods.exemplar import Exemplar
 from src.methods.invariant_spreading import InvariantSpreading
@@ -20,6 +19,7 @@ from src.methods.npsoftmax import NPSoftmax
 from src.methods.simclr import SimCLR
 from src.methods.supervised import Supervised
 from src.methods.triplet import Triplet
+from src.running.distributed import broadcast_buffers, gather_unique, gather_views
 
 RANKS = 2
 

@@ -3,7 +3,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from src.kmeans import assign, kmeans
+from src.vectors.kmeans import assign, kmeans
 
 
 def test_inertia_is_scikit_learns(digits: tuple[Tensor, Tensor]) -> None:

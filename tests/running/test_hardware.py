@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from src.hardware import count_ranks, describe_hardware, describe_versions, select_accelerator, select_precision
+from src.running.hardware import count_ranks, describe_hardware, describe_versions, select_accelerator, select_precision
 
 
 def test_accelerator() -> None:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from src.neighbors import products, queries_at_once
+from src.vectors.neighbors import products, queries_at_once
 
 BLOCK = 2**21  # distances that a CPU holds at once, 8 MiB: few enough to stay in its cache
 ROUNDS = 256  # of k-means++: one centre each where there are so few, else several drawn at once

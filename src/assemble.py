@@ -1,0 +1,63 @@
+"""From a resolved config to data, network with its method, and metrics, checked against each other."""
+
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from src.datamodules.base import StoreDataModule
+from src.methods.base import TrainingSet
+from src.module import EmbeddingModule
+
+
+def assemble(config: DictConfig, ranks: int) -> tuple[StoreDataModule, EmbeddingModule, dict[str, Any]]:
+    """Data, network with its method, and metrics of a resolved config, checked against each other.
+
+    Raises:
+        ValueError: they do not fit; the message names the setting.
+    """
+    augmentation = instantiate(config.augmentation)
+    datamodule = instantiate(config.dataset, _partial_=True)(augmentation=augmentation)
+    try:
+        backbone = instantiate(config.backbone).to(memory_format=torch.channels_last)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, OSError) and (missing := datamodule.missing()):
+            raise OSError(f"{error.__cause__}. {missing}") from error  # of two things to fetch, name both at once
+        raise
+    datamodule.prepare_data()
+    datamodule.setup()
+    datamodule.check(ranks)
+    if config.protocol.disjoint:
+        check_disjoint(datamodule)
+    metrics = {name: instantiate(metric) for name, metric in config.protocol.metrics.items()}
+    for metric in metrics.values():
+        metric.check(datamodule.query_labels, datamodule.gallery_labels)
+    module = EmbeddingModule(
+        backbone,
+        instantiate(config.method),
+        config.embedding_dim,
+        instantiate(config.optimizer),
+        config.schedule.milestones,
+        config.schedule.factors,
+        config.protocol.space,
+        config.seed,
+    )
+    labels = datamodule.train_labels if module.method.supervised else None
+    pretrained = bool(config.backbone.get("pretrained", False))
+    # After the network, whose initial weights are then the same for every method.
+    module.method.setup(TrainingSet(len(datamodule.train_labels), config.embedding_dim, pretrained, labels))
+    return datamodule, module, metrics
+
+
+def check_disjoint(datamodule: StoreDataModule) -> None:
+    """Raise a ValueError where the protocol asks for unseen classes and some are trained on."""
+    assert datamodule.store is not None
+    seen = set(datamodule.train_labels.tolist()) & set(datamodule.query_labels.tolist()) - {-1}
+    if seen:
+        names = [datamodule.store.classes[label] for label in sorted(seen)]
+        raise ValueError(
+            f"this protocol tests on unseen classes, but {len(names)} are in the training and in the test set "
+            f"({', '.join(names[:3])}): choose protocol=seen or split the classes"
+        )

@@ -1,0 +1,42 @@
+"""Finished runs as a Markdown table, ours beside the paper's."""
+
+from collections.abc import Sequence
+
+from src.reporting.results import Result, group_by_setting, paper_numbers
+
+
+def table(results: Sequence[Result]) -> str:
+    """A Markdown table: a row a setting, mean and range over its seeds; last and best epoch apart."""
+    lines = []
+    for setting, runs in group_by_setting(results).items():
+        labels = " (labels used)" if runs[0]["protocol"]["labels_used"] else ""
+        paper = paper_numbers(runs[0])
+        for metric in (name for name in runs[0]["last"] if name.split("/")[0] in runs[0]["protocol"]["metrics"]):
+            cells = [setting + labels, metric, len(runs)]
+            cells += [_spread([run[row][metric] for run in runs]) for row in ("untrained", "last", "best")]
+            lines.append([*cells, f"{paper[metric]:.1f}" if metric in paper else ""])
+    facts = results[0]
+    epochs = sorted({result["last"]["epoch"] for result in results} - {0}) or [0]
+    limits = sorted({str(result["config"]["dataset"].get("limit") or "all") for result in results})
+    heading = [
+        "setting",
+        "score (%)",
+        "runs",
+        "untrained",
+        "last epoch",
+        "best epoch, chosen on the test images",
+        "paper",
+    ]
+    head = (
+        f"{facts['config']['dataset']['name']}, {' or '.join(limits)} training images, {facts['protocol']['query']}; "
+        f"{' or '.join(map(str, epochs))} epoch(s); {facts['hardware'].get('gpu', facts['hardware']['cpu'])}, "
+        f"{facts['hardware']['cores']} cores, {facts['config']['trainer']['precision']}; torch "
+        f"{facts['versions']['torch']}. The paper's numbers are of its own, full training."
+    )
+    rows = [heading, ["---"] * len(heading), *lines]
+    return "\n".join([head, "", *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = sum(values) / len(values)
+    return f"{mean:.2f}" if len(values) == 1 else f"{mean:.2f} ({min(values):.2f} to {max(values):.2f})"
