@@ -1,19 +1,25 @@
-"""From a resolved config to data, network with its method, and metrics, checked against each other."""
+"""From a resolved config to data, network with its method, and metrics, checked against each other; and a trainer."""
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
+import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
 
+from src.callbacks.evaluation import Evaluation
+from src.callbacks.refresh import Refresh
+from src.callbacks.steps import Steps
 from src.datamodules.base import StoreDataModule
 from src.methods.base import TrainingSet
 from src.module import EmbeddingModule
 
 
-def assemble(config: DictConfig, ranks: int) -> tuple[StoreDataModule, EmbeddingModule, dict[str, Any]]:
-    """Data, network with its method, and metrics of a resolved config, checked against each other.
+def assemble(config: DictConfig, ranks: int) -> tuple[StoreDataModule, EmbeddingModule, Evaluation]:
+    """Data, network with its method, and evaluation of a resolved config, checked against each other.
 
     Raises:
         ValueError: they do not fit; the message names the setting.
@@ -34,6 +40,7 @@ def assemble(config: DictConfig, ranks: int) -> tuple[StoreDataModule, Embedding
     metrics = {name: instantiate(metric) for name, metric in config.protocol.metrics.items()}
     for metric in metrics.values():
         metric.check(datamodule.query_labels, datamodule.gallery_labels)
+    evaluation = Evaluation(metrics, config.protocol.space)
     module = EmbeddingModule(
         backbone,
         instantiate(config.method),
@@ -41,14 +48,13 @@ def assemble(config: DictConfig, ranks: int) -> tuple[StoreDataModule, Embedding
         instantiate(config.optimizer),
         config.schedule.milestones,
         config.schedule.factors,
-        config.protocol.space,
         config.seed,
     )
     labels = datamodule.train_labels if module.method.supervised else None
     pretrained = bool(config.backbone.get("pretrained", False))
     # After the network, whose initial weights are then the same for every method.
     module.method.setup(TrainingSet(len(datamodule.train_labels), config.embedding_dim, pretrained, labels))
-    return datamodule, module, metrics
+    return datamodule, module, evaluation
 
 
 def check_disjoint(datamodule: StoreDataModule) -> None:
@@ -61,3 +67,35 @@ def check_disjoint(datamodule: StoreDataModule) -> None:
             f"this protocol tests on unseen classes, but {len(names)} are in the training and in the test set "
             f"({', '.join(names[:3])}): choose protocol=seen or split the classes"
         )
+
+
+def make_logger(config: DictConfig, module: EmbeddingModule) -> Logger | None:
+    """The run's logger, told of every setting; None where none is asked for."""
+    if not config.logger:
+        return None
+    logger: Logger = instantiate(config.logger)
+    plain: Any = OmegaConf.to_container(config)
+    logger.log_hyperparams({**plain, "labels_used": module.method.supervised})
+    return logger
+
+
+def make_trainer(
+    config: DictConfig,
+    folder: Path,
+    module: EmbeddingModule,
+    callbacks: Sequence[pl.Callback],
+    logger: Logger | None,
+) -> pl.Trainer:
+    """A trainer with `callbacks` and the config's; compiles the network where the config asks for it."""
+    if not module.method.trains:
+        config.trainer.max_epochs = 0
+    if config.compile:
+        module.backbone.compile()
+    chosen = [instantiate(callback) for callback in config.callbacks.values() if callback]
+    trainer: pl.Trainer = instantiate(
+        config.trainer,
+        logger=logger or False,
+        callbacks=[Refresh(config.seed), Steps(), *callbacks, *chosen],
+        default_root_dir=str(folder),
+    )
+    return trainer

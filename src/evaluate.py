@@ -14,7 +14,6 @@ def main(config: DictConfig) -> None:
     import pytorch_lightning as pl
 
     from src.assemble import assemble
-    from src.callbacks.evaluation import Evaluation
     from src.running import hardware
 
     hardware.settle()
@@ -29,14 +28,14 @@ def main(config: DictConfig) -> None:
         saved.backbone.pretrained = False  # the checkpoint has every weight
     accelerator = hardware.select_accelerator(config.accelerator)
     checkpoint = runs.load_checkpoint(folder / "checkpoints" / f"{which}.ckpt")
-    datamodule, module, metrics = assemble(saved, ranks=1)
+    datamodule, module, evaluation = assemble(saved, ranks=1)
     module.load_state_dict(checkpoint["state_dict"])
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=1,
         precision=hardware.select_precision(saved.trainer.precision, accelerator),  # type: ignore[arg-type]
         logger=False,
-        callbacks=[Evaluation(metrics)],
+        callbacks=[evaluation],
         enable_model_summary=False,
         enable_checkpointing=False,
     )
@@ -45,7 +44,7 @@ def main(config: DictConfig) -> None:
     print(f"{folder}, {which} checkpoint of epoch {checkpoint['epoch'] + 1}")
     for name, value in trainer.callback_metrics.items():
         note = f"  results.json: {written[name]:.4f}" if name in written else ""
-        print(f"{name:16}{float(value):9.4f}{note}")
+        print(f"{name:24}{float(value):9.4f}{note}")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,6 @@ class EmbeddingModule(pl.LightningModule):
         optimizer: makes the optimizer of the parameters.
         milestones: epochs, rising, at which the learning rate changes.
         factors: for each milestone, what the initial learning rate is multiplied by from then on.
-        space: what evaluation scores: `embedding`, or `pooled`, the normalised features before the head.
         seed: with the step it determines what the network and the method draw, so that a resumed run draws the same.
     """
 
@@ -54,12 +53,9 @@ class EmbeddingModule(pl.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         milestones: Sequence[int],
         factors: Sequence[float],
-        space: str,
         seed: int,
     ) -> None:
         super().__init__()
-        if space not in ("embedding", "pooled"):
-            raise ValueError(f"protocol.space={space!r}: choose embedding or pooled")
         if len(milestones) != len(factors) or list(milestones) != sorted(milestones):
             raise ValueError(
                 f"schedule: milestones {list(milestones)} must rise and have a factor each, got {list(factors)}"
@@ -67,7 +63,7 @@ class EmbeddingModule(pl.LightningModule):
         self.backbone, self.method = backbone, method
         self.head = Head(int(backbone.num_features), embedding_dim)  # type: ignore[arg-type]
         self.make_optimizer, self.milestones, self.factors = optimizer, milestones, [1.0, *factors]
-        self.space, self.seed = space, seed
+        self.seed = seed
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images `(B, 3, H, W)` to pooled features `(B, F)` and unit-norm embeddings `(B, D)`."""
@@ -90,10 +86,10 @@ class EmbeddingModule(pl.LightningModule):
         broadcast_buffers(self)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """What the evaluation callback gathers of clean images: `index`, `label` and the unit-norm `embedding`."""
+        """What the evaluation gathers of clean images: `index`, `label`, and of unit norm `embedding` and `pooled`."""
         features, embeddings = self(batch["image"])
-        scored = embeddings if self.space == "embedding" else functional.normalize(features.float(), dim=1)
-        return {"index": batch["index"], "label": batch["label"], "embedding": scored}
+        pooled = functional.normalize(features.float(), dim=1)
+        return {"index": batch["index"], "label": batch["label"], "embedding": embeddings, "pooled": pooled}
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())

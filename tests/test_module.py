@@ -18,9 +18,7 @@ def make(
 ) -> EmbeddingModule:
     torch.manual_seed(0)
     method = options.pop("method", None) or InvariantSpreading(0.1, "all", True, 0.5, "self")
-    return EmbeddingModule(
-        resnet18(8), method, 16, lambda p: torch.optim.SGD(p, lr=0.5), milestones, factors, "embedding", 0
-    )
+    return EmbeddingModule(resnet18(8), method, 16, lambda p: torch.optim.SGD(p, lr=0.5), milestones, factors, 0)
 
 
 def loader(batches: int = 1) -> DataLoader:

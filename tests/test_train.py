@@ -46,7 +46,7 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
     for row in found["history"][1:]:
         assert row["train/loss"] == pytest.approx(row["train/positive"] + row["train/negative"], rel=1e-5)
     assert found["protocol"]["metrics"]["knn"]["k"] == 200
-    assert found["protocol"]["stop_gradient"] is True
+    assert found["protocol"]["method"]["stop_gradient"] is True
     assert found["versions"]["torch"] == torch.__version__.split("+")[0]
     assert found["config"]["seed"] == found["seed"] == 0
     assert found["images_per_s"] > 0
@@ -58,7 +58,7 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
         assert again.returncode == 0, again.stderr
         for name in ("knn/top1", "knn/top5"):
             score = f"{found[checkpoint][name]:.4f}"
-            assert f"{name:16}{score:>9}  results.json: {score}" in again.stdout
+            assert f"{name:24}{score:>9}  results.json: {score}" in again.stdout
 
     before = (folder / "results.json").read_bytes()
     refused = run("src.train", *QUICK, f"run_dir={folder}")

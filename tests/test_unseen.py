@@ -100,7 +100,7 @@ def test_published_sets_train_by_their_recipe(run: Run, tmp_path: Path, dataset:
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert {"retrieval/R@1", "retrieval/R@2", "retrieval/mAP@R", "clustering/NMI"} <= results["last"].keys()
     assert results["protocol"]["preset"] == f"{dataset}_official"
-    assert results["protocol"]["positives"] == ("nearest" if dataset == "cub200" else "self")
+    assert results["protocol"]["method"]["positives"] == ("nearest" if dataset == "cub200" else "self")
     assert ("train/refresh_s" in results["last"]) == (dataset == "cub200"), "features are extracted where they serve"
 
 

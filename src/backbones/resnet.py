@@ -7,6 +7,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from src.backbones.winograd import WinogradConv2d
 
+INITIAL_WEIGHTS = ("kaiming", "torch")
+
 
 class SmallImageResNet(nn.Module):
     """torchvision's residual blocks in four stages, each but the first halving the image, and a global average pool.
@@ -15,6 +17,9 @@ class SmallImageResNet(nn.Module):
         block: torchvision's block.
         depths: blocks of each stage.
         width: channels of the first stage; each other has twice those of the one before.
+        initial_weights: of the convolutions: `kaiming`, normal by the fan-out (He et al., ICCV 2015), or `torch`, the
+            uniform ones that its layers come with.
+        pool: side of the top-left square of the last map that is averaged; None takes the whole map.
         winograd: see `WinogradConv2d`.
 
     Attributes:
@@ -22,9 +27,21 @@ class SmallImageResNet(nn.Module):
     """
 
     def __init__(
-        self, block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], width: int, winograd: bool
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: Sequence[int],
+        width: int,
+        initial_weights: str,
+        pool: int | None,
+        winograd: bool,
     ) -> None:
         super().__init__()
+        if initial_weights not in INITIAL_WEIGHTS:
+            raise ValueError(
+                f"backbone.initial_weights={initial_weights!r}: choose one of {', '.join(INITIAL_WEIGHTS)}"
+            )
+        if pool is not None and pool < 1:
+            raise ValueError(f"backbone.pool={pool} must be at least 1, or null for the whole map")
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
@@ -43,9 +60,9 @@ class SmallImageResNet(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.num_features = channels
+        self.pooled_side, self.num_features = pool, channels
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and initial_weights == "kaiming":
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if winograd:
             for module in self.stages.modules():
@@ -53,16 +70,26 @@ class SmallImageResNet(nn.Module):
                     if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and layer.stride == (1, 1):
                         setattr(module, name, WinogradConv2d(layer))
 
+    @property
+    def last_relu(self) -> nn.Module:
+        """What takes the last map `(B, F, h, w)` as the convolutions leave it."""
+        return self.stages[-1][-1].relu  # type: ignore[index, union-attr, return-value]
+
     def forward(self, images: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` to pooled features `(B, F)`."""
-        return self.pool(self.stages(self.stem(images))).flatten(1)
+        last = self.stages(self.stem(images))
+        return self.pool(last[:, :, : self.pooled_side, : self.pooled_side]).flatten(1)
 
 
-def resnet18(width: int = 64, winograd: bool = True) -> SmallImageResNet:
+def resnet18(
+    width: int = 64, initial_weights: str = "kaiming", pool: int | None = None, winograd: bool = True
+) -> SmallImageResNet:
     """ResNet-18, F = 8 x width features."""
-    return SmallImageResNet(BasicBlock, (2, 2, 2, 2), width, winograd)
+    return SmallImageResNet(BasicBlock, (2, 2, 2, 2), width, initial_weights, pool, winograd)
 
 
-def resnet50(width: int = 64, winograd: bool = True) -> SmallImageResNet:
+def resnet50(
+    width: int = 64, initial_weights: str = "kaiming", pool: int | None = None, winograd: bool = True
+) -> SmallImageResNet:
     """ResNet-50, F = 32 x width features."""
-    return SmallImageResNet(Bottleneck, (3, 4, 6, 3), width, winograd)
+    return SmallImageResNet(Bottleneck, (3, 4, 6, 3), width, initial_weights, pool, winograd)

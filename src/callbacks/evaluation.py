@@ -1,4 +1,4 @@
-"""Scores the embedding on clean images: one extraction pass feeds every metric of the protocol."""
+"""Scores both spaces on clean images: one extraction pass feeds every metric of the protocol."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,19 +10,27 @@ from torchmetrics import Metric
 
 from src.running.distributed import gather_unique
 
+SPACES = ("embedding", "pooled")  # the unit-norm output of the head, and of the backbone before it
+
 
 class Evaluation(pl.Callback):
-    """Collects what the module extracts in a validation epoch and logs each metric as `<name>/<score>`.
+    """Collects what the module extracts in a validation epoch and logs the scores of both spaces.
+
+    A score of `space`, which decides what is best, is called `<metric>/<score>`, one of the other space
+    `<space>/<metric>/<score>`.
 
     The first validation loader is the query, the second, where there is one, the gallery; every rank scores all images.
 
     Args:
         metrics: by name; each takes query and labels, and gallery and labels where there are, and computes a dict of
             scores.
+        space: `embedding` or `pooled`.
     """
 
-    def __init__(self, metrics: Mapping[str, Metric]) -> None:
-        self.metrics = dict(metrics)
+    def __init__(self, metrics: Mapping[str, Metric], space: str) -> None:
+        if space not in SPACES:
+            raise ValueError(f"protocol.space={space!r}: choose embedding or pooled")
+        self.metrics, self.space = dict(metrics), space
         self.extracted: dict[int, list[dict[str, Tensor]]] = {}
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -40,19 +48,22 @@ class Evaluation(pl.Callback):
         self.extracted.setdefault(dataloader_idx, []).append(outputs)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        sets = [tensor for _, batches in sorted(self.extracted.items()) for tensor in _collect(batches)]
+        sets = [_collect(batches) for _, batches in sorted(self.extracted.items())]
         self.extracted = {}
-        for name, metric in self.metrics.items():
-            # Every rank holds all the images, so there is nothing left to reduce between them.
-            metric = metric.to(sets[0].device)
-            metric.sync_on_compute = False
-            metric.update(*sets)
-            scores = {f"{name}/{score}": value for score, value in metric.compute().items()}
-            pl_module.log_dict(scores, add_dataloader_idx=False, batch_size=1)
-            metric.reset()
+        for space in SPACES:
+            tensors = [tensor for rows in sets for tensor in (rows[space], rows["label"])]
+            prefix = "" if space == self.space else f"{space}/"
+            for name, metric in self.metrics.items():
+                # Every rank holds all the images, so there is nothing left to reduce between them.
+                metric = metric.to(tensors[0].device)
+                metric.sync_on_compute = False
+                metric.update(*tensors)
+                scores = {f"{prefix}{name}/{score}": value for score, value in metric.compute().items()}
+                pl_module.log_dict(scores, add_dataloader_idx=False, batch_size=1)
+                metric.reset()
 
 
-def _collect(batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-    index, embedding, label = (torch.cat([batch[key] for batch in batches]) for key in ("index", "embedding", "label"))
-    _, embedding, label = gather_unique(index, embedding, label)
-    return embedding, label
+def _collect(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    names = ("label", *SPACES)
+    columns = gather_unique(*(torch.cat([batch[name] for batch in batches]) for name in ("index", *names)))
+    return dict(zip(names, columns[1:], strict=True))

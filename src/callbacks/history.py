@@ -86,7 +86,8 @@ def draw_curves(rows: list[Row], path: Path) -> None:
     for axes, (label, curves) in zip(figure.subplots(2, 1, sharex=True), panels, strict=True):
         for name in curves:
             points = [(row["epoch"], row[name]) for row in rows if name in row]
-            axes.plot(*zip(*points, strict=True), marker=".", label=name)
+            line = "--" if name.startswith(("embedding/", "pooled/")) else "-"  # the space that decides nothing
+            axes.plot(*zip(*points, strict=True), line, marker=".", label=name)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         if curves:

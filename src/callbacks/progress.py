@@ -29,7 +29,7 @@ class Progress(RichProgressBar):
         self.shown = {
             names.get(name, name): float(value)
             for name, value in trainer.callback_metrics.items()
-            if name in names or not name.startswith("train/")
+            if name in names or not name.startswith(("train/", "embedding/", "pooled/"))
         }
         return self.shown
 

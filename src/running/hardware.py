@@ -88,14 +88,14 @@ def _keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def describe_hardware(accelerator: str, ranks: int) -> dict[str, str | int]:
-    """What a reader of a result wants to know of the machine."""
+def describe_hardware(accelerator: str, devices: int | str | Sequence[int]) -> dict[str, str | int]:
+    """What a reader of a result wants to know of the machine, and the `ranks` that `devices` means on it."""
     facts: dict[str, str | int] = {
         "cpu": _cpu_model(),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
         "accelerator": accelerator,
-        "ranks": ranks,
+        "ranks": count_ranks(accelerator, devices),
     }
     if accelerator == "gpu":
         facts["gpu"] = torch.cuda.get_device_name()

@@ -1,12 +1,16 @@
 """Weights & Biases without surprises: online when logged in and reachable, otherwise offline, never a prompt."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import wandb
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
+
+from src.running.runs import last_checkpoint
 
 PATIENCE = 20  # seconds to wait for the server before going offline
 
@@ -44,9 +48,20 @@ def wandb_logger(save_dir: str, project: str, entity: str | None, name: str | No
     return WandbLogger(experiment=run, save_dir=save_dir)
 
 
-def finish(logger: Logger | None, failed: bool) -> None:
-    """Close the run's logger, so that the next run of the process starts its own."""
-    if isinstance(logger, WandbLogger):
-        wandb.finish(exit_code=int(failed))
-    elif logger:
-        logger.finalize("failed" if failed else "success")
+@contextmanager
+def finishing(logger: Logger | None, folder: Path) -> Iterator[Logger | None]:
+    """Close the run's logger at the end, so that the next run of the process starts its own.
+
+    Where the run breaks off and has a checkpoint in `folder`, says how it goes on.
+    """
+    failed = True
+    try:
+        yield logger
+        failed = False
+    finally:
+        if isinstance(logger, WandbLogger):
+            wandb.finish(exit_code=int(failed))
+        elif logger:
+            logger.finalize("failed" if failed else "success")
+        if failed and last_checkpoint(folder) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            print(f"Not finished; the same command with run_dir={folder} goes on from the last epoch.", flush=True)

@@ -62,7 +62,7 @@ def test_the_network_is_the_same_but_for_the_rounding() -> None:
     networks, draws = [], []
     for winograd in (True, False):
         torch.manual_seed(0)
-        networks.append(resnet18(32, winograd))
+        networks.append(resnet18(32, winograd=winograd))
         draws.append(torch.rand(1))
     ours, plain = networks
     assert sum(isinstance(layer, WinogradConv2d) for layer in ours.modules()) == 13

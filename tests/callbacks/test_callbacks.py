@@ -28,7 +28,8 @@ class Lookup(pl.LightningModule):
         return {"loss": loss, "terms": {"loss": loss.detach(), "half": loss.detach() / 2}}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        return {"index": batch["index"], "label": batch["label"], "embedding": normalize(batch["point"], dim=1)}
+        embedding, pooled = normalize(batch["point"], dim=1), normalize(batch["point"][:, 1:], dim=1)
+        return {"index": batch["index"], "label": batch["label"], "embedding": embedding, "pooled": pooled}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -61,20 +62,31 @@ def trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer
     )
 
 
-def joined(batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-    points = torch.cat([batch["point"] for batch in batches])
+def joined(batches: list[dict[str, Tensor]], first: int = 0) -> tuple[Tensor, Tensor]:
+    points = torch.cat([batch["point"] for batch in batches])[:, first:]
     return normalize(points, dim=1), torch.cat([batch["label"] for batch in batches])
 
 
-def test_evaluation_scores_gallery_against_query(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("space", "other"), [("embedding", "pooled"), ("pooled", "embedding")])
+def test_evaluation_scores_gallery_against_query_in_both_spaces(tmp_path: Path, space: str, other: str) -> None:
     gallery, query = split(50, 0), split(23, 1)
-    expected = WeightedKNN(k=5)
-    expected.update(*joined(query), *joined(gallery))
-    run = trainer(tmp_path, Evaluation({"knn": WeightedKNN(k=5), "wide": WeightedKNN(k=50)}))
+    expected = {}
+    for name, first in (("embedding", 0), ("pooled", 1)):
+        metric = WeightedKNN(k=5)
+        metric.update(*joined(query, first), *joined(gallery, first))
+        expected[name] = metric.compute()["top1"].item()
+    assert expected["embedding"] != expected["pooled"]
+    run = trainer(tmp_path, Evaluation({"knn": WeightedKNN(k=5), "wide": WeightedKNN(k=50)}, space))
     for _ in range(2):  # nothing is left over from the first time
         run.validate(Lookup(), [loader(query), loader(gallery)], verbose=False)
-        assert run.callback_metrics["knn/top1"] == pytest.approx(expected.compute()["top1"].item())
-        assert 0 < run.callback_metrics["wide/top1"] <= 100
+        assert run.callback_metrics["knn/top1"] == pytest.approx(expected[space])
+        assert run.callback_metrics[f"{other}/knn/top1"] == pytest.approx(expected[other])
+        assert {"wide/top1", "wide/top5", f"{other}/wide/top1", f"{other}/wide/top5"} <= run.callback_metrics.keys()
+
+
+def test_an_unknown_space_is_named() -> None:
+    with pytest.raises(ValueError, match=r"protocol.space='logits': choose embedding or pooled"):
+        Evaluation({}, "logits")
 
 
 class Unlink(pl.Callback):
@@ -90,7 +102,7 @@ def test_steps_and_history(tmp_path: Path) -> None:
     history = History()
     run = trainer(
         tmp_path,
-        Evaluation({"knn": WeightedKNN(k=5)}),
+        Evaluation({"knn": WeightedKNN(k=5)}, "embedding"),
         Steps(),
         history,
         Unlink(),

@@ -65,9 +65,7 @@ class Views(pl.Callback):
 def train(folder: Path, method: Method, epochs: int, *callbacks: pl.Callback, resume: Path | None = None) -> pl.Trainer:
     small_store(folder / "store")
     torch.manual_seed(0)
-    module = EmbeddingModule(
-        resnet18(8), method, 8, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), [], [], "embedding", seed=0
-    )
+    module = EmbeddingModule(resnet18(8), method, 8, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), [], [], seed=0)
     datamodule = StoreDataModule(**datamodule_options(folder))
     datamodule.setup()
     trainer = pl.Trainer(
@@ -104,7 +102,7 @@ def test_features_are_clean_in_eval_mode_and_in_order(tmp_path: Path) -> None:
     method = Pairs()
     trainer = train(tmp_path, method, 1)
     torch.manual_seed(0)
-    untrained = EmbeddingModule(resnet18(8), Pairs(), 8, lambda p: torch.optim.SGD(p), [], [], "embedding", 0).eval()
+    untrained = EmbeddingModule(resnet18(8), Pairs(), 8, lambda p: torch.optim.SGD(p), [], [], 0).eval()
     images = trainer.datamodule.store.splits["train"].images  # type: ignore[attr-defined]
     with torch.no_grad():
         features, _ = untrained(images.permute(0, 3, 1, 2).float())

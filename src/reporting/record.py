@@ -1,0 +1,80 @@
+"""What a run says of itself: its first line, its `results.json`, and the scores that it prints at the end."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from src.callbacks.history import History
+from src.datamodules.base import StoreDataModule
+from src.module import EmbeddingModule
+from src.running.hardware import describe_versions
+
+Config = Mapping[str, Any]  # resolved, in plain dicts
+
+
+def announce(
+    config: Config,
+    choices: Mapping[str, Any],
+    datamodule: StoreDataModule,
+    module: EmbeddingModule,
+    facts: Mapping[str, Any],
+    last: Path | None,
+) -> str:
+    """Data, network, hardware, and the checkpoint that the run goes on from, in one line."""
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return (
+        f"{config['dataset']['name']}: {len(datamodule.train_labels):,} training and "
+        f"{len(datamodule.query_labels):,} test images; {choices['backbone']}, {parameters:,} parameters; "
+        f"{config['trainer']['precision']} on {facts['ranks']} x {facts.get('gpu', facts['cpu'])}"
+        + ("; training labels are used" if module.method.supervised else "")
+        + (f"; going on from {last}" if last else "")
+    )
+
+
+def collect(
+    config: Config,
+    choices: Mapping[str, Any],
+    datamodule: StoreDataModule,
+    module: EmbeddingModule,
+    history: History,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What `results.json` says of a run whose training has ended, but for its best epoch and the time it took."""
+    gallery = datamodule.gallery_labels
+    return {
+        "last": history.rows[-1],
+        "untrained": history.rows[0],
+        "monitor": config["protocol"]["monitor"],
+        "protocol": {
+            "name": choices["protocol"],
+            "preset": choices.get("experiment"),
+            "space": config["protocol"]["space"],
+            "metrics": config["protocol"]["metrics"],
+            "gallery": f"{len(gallery)} training images" if gallery is not None else None,
+            "query": f"{len(datamodule.query_labels)} test images",
+            "labels_used": module.method.supervised,
+            "method": config["method"],
+        },
+        "choices": dict(choices),
+        "seed": config["seed"],
+        "images_per_s": history.median("train/images_per_s"),
+        "hardware": dict(facts),
+        "versions": describe_versions(),
+        "history": history.rows,
+        "config": dict(config),
+    }
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The scores before and after, a line each."""
+    lines = [f"{'':24}untrained     last     best"]
+    rows = [results[name] for name in ("untrained", "last", "best")]
+    for name in results["last"]:
+        if name != "epoch" and name in results["untrained"]:
+            lines.append(f"{name:24}" + "".join(f"{row[name]:9.2f}" for row in rows))
+    lines.append(
+        f"last: epoch {results['last']['epoch']}; best: epoch {results['best']['epoch']} of {results['monitor']} "
+        f"({results['protocol']['space']}), chosen on the test images; {results['images_per_s']:.0f} images/s, "
+        f"{results['wall_time_s']:.0f} s" + ("; training labels used" if results["protocol"]["labels_used"] else "")
+    )
+    return "\n".join(lines)
