@@ -61,7 +61,7 @@ def main() -> None:
 
         def build(where: Path) -> dict[str, object]:
             with redirect_stdout(io.StringIO()):  # its progress bar
-                decode_split(where, "train", paths, [0] * len(paths), SIZE, skip_broken=False)
+                decode_split(where, "train", paths, [0] * len(paths), SIZE, "bilinear", skip_broken=False)
             return {"classes": ["all"], "source": name}
 
         prepare_store(folder / "store", build)

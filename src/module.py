@@ -1,7 +1,7 @@
 """The one LightningModule: views to embeddings to the method's loss."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -39,7 +39,7 @@ class EmbeddingModule(pl.LightningModule):
         backbone: images `(B, 3, H, W)` to pooled features `(B, F)`; has `num_features`.
         method: see `src.methods.base`.
         embedding_dim: D.
-        optimizer: makes the optimizer of the parameters.
+        optimizer: makes the optimizer of groups of parameters: the network's, and the method's own where it has any.
         milestones: epochs, rising, at which the learning rate changes.
         factors: for each milestone, what the initial learning rate is multiplied by from then on.
         seed: with the step it determines what the network and the method draw, so that a resumed run draws the same.
@@ -50,7 +50,7 @@ class EmbeddingModule(pl.LightningModule):
         backbone: nn.Module,
         method: Method,
         embedding_dim: int,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
         milestones: Sequence[int],
         factors: Sequence[float],
         seed: int,
@@ -73,7 +73,8 @@ class EmbeddingModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """The `loss`, and all `terms` that the method computes, detached."""
         seed_device(self.device, self.seed * 1_000_003 + self.global_step)
-        _, embeddings = self(batch["views"])
+        features = self.backbone(batch["views"])
+        embeddings = self.head(features) if self.method.unit_norm else self.head.project(features)
         with torch.autocast(self.device.type, enabled=False):  # the loss takes its products in float32
             terms = self.method(embeddings, batch["index"])
         self.seen = embeddings.detach(), batch["index"]
@@ -92,5 +93,9 @@ class EmbeddingModule(pl.LightningModule):
         return {"index": batch["index"], "label": batch["label"], "embedding": embeddings, "pooled": pooled}
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.parameters())
+        network = [parameter for part in (self.backbone, self.head) for parameter in part.parameters()]
+        groups: list[dict[str, Any]] = [{"params": network}]
+        if own := list(self.method.parameters()):
+            groups.append({"params": own, **self.method.optimizer_options})
+        optimizer = self.make_optimizer(groups)
         return [optimizer], [LambdaLR(optimizer, lambda epoch: self.factors[bisect_right(self.milestones, epoch)])]

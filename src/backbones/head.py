@@ -14,5 +14,10 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features `(B, F)` to unit-norm embeddings `(B, D)`."""
+        return functional.normalize(self.project(features), dim=1)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Features `(B, F)` to embeddings `(B, D)` of any norm."""
         with torch.autocast(features.device.type, enabled=False):
-            return functional.normalize(self.linear(features.float()), dim=1)
+            projected: Tensor = self.linear(features.float())
+            return projected

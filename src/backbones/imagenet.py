@@ -22,6 +22,17 @@ class Pooled(nn.Module):
         features: Tensor = self.network(images)
         return features
 
+    @property
+    def last_relu(self) -> nn.Module | None:
+        """What takes a ResNet's last map `(B, F, h, w)` as the convolutions leave it; None in other networks."""
+        stage: Any = getattr(self.network, "layer4", None)
+        return getattr(stage[-1], "relu", None) if stage is not None else None
+
+    @staticmethod
+    def average(last: Tensor) -> Tensor:
+        """The last map `(B, F, h, w)` to its mean `(B, F)`."""
+        return last.mean((2, 3))
+
 
 def from_torchvision(name: str, weights: str | None, pretrained: bool) -> Pooled:
     """A torchvision classifier whose last layer is called `fc`, such as `resnet18`, `resnet50` or `googlenet`.

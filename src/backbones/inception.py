@@ -66,18 +66,21 @@ class Inception(nn.Module):
         self.add_module("5x5_reduce", nn.Conv2d(inputs, five_in, 1))
         self.add_module("5x5", nn.Conv2d(five_in, five, 5, padding=2))
         self.add_module("pool_proj", nn.Conv2d(inputs, pool, 1))
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, images: Tensor) -> Tensor:
         def conv(name: str, values: Tensor) -> Tensor:
-            return functional.relu(self.get_submodule(name)(values), inplace=True)
+            convolved: Tensor = self.get_submodule(name)(values)
+            return convolved
 
         branches = [
             conv("1x1", images),
-            conv("3x3", conv("3x3_reduce", images)),
-            conv("5x5", conv("5x5_reduce", images)),
+            conv("3x3", functional.relu(conv("3x3_reduce", images), inplace=True)),
+            conv("5x5", functional.relu(conv("5x5_reduce", images), inplace=True)),
             conv("pool_proj", functional.max_pool2d(images, 3, stride=1, padding=1)),
         ]
-        return torch.cat(branches, 1)
+        joined: Tensor = self.relu(torch.cat(branches, 1))
+        return joined
 
 
 class GoogLeNet(nn.Module):
@@ -117,7 +120,17 @@ class GoogLeNet(nn.Module):
             if name in ("4a", "5a"):
                 x = self.pool(x)
             x = self.get_submodule(f"inception_{name}")(x)
-        return x.mean((2, 3))
+        return self.average(x)
+
+    @property
+    def last_relu(self) -> nn.Module:
+        """What takes the last map `(B, 1024, h, w)` as the convolutions leave it."""
+        return self.get_submodule("inception_5b.relu")
+
+    @staticmethod
+    def average(last: Tensor) -> Tensor:
+        """The last map `(B, 1024, h, w)` to its mean `(B, 1024)`."""
+        return last.mean((2, 3))
 
 
 def inception(weights: str | None, pretrained: bool, cache_dir: str) -> GoogLeNet:

@@ -73,11 +73,14 @@ class SmallImageResNet(nn.Module):
     @property
     def last_relu(self) -> nn.Module:
         """What takes the last map `(B, F, h, w)` as the convolutions leave it."""
-        return self.stages[-1][-1].relu  # type: ignore[index, union-attr, return-value]
+        return self.stages[-1][-1].relu  # type: ignore[index]
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` to pooled features `(B, F)`."""
-        last = self.stages(self.stem(images))
+        return self.average(self.stages(self.stem(images)))
+
+    def average(self, last: Tensor) -> Tensor:
+        """The last map `(B, F, h, w)` to its mean `(B, F)`, over the whole of it or its top-left corner."""
         return self.pool(last[:, :, : self.pooled_side, : self.pooled_side]).flatten(1)
 
 

@@ -1,6 +1,8 @@
 """Between epochs: the method looks at all the training images and says what the next epoch is made of."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,10 +30,10 @@ class Refresh(pl.Callback):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         looked = False
 
-        def look() -> tuple[Tensor, Tensor]:
+        def look(*, raw: bool = False) -> tuple[Tensor, Tensor]:
             nonlocal looked
             looked = True
-            return extract(trainer, pl_module)
+            return extract(trainer, pl_module, raw)
 
         started = time.perf_counter()
         key = np.random.SeedSequence([self.seed, trainer.current_epoch])
@@ -47,11 +49,12 @@ class Refresh(pl.Callback):
 
 
 @torch.no_grad()
-def extract(trainer: pl.Trainer, module: pl.LightningModule) -> tuple[Tensor, Tensor]:
+def extract(trainer: pl.Trainer, module: pl.LightningModule, raw: bool) -> tuple[Tensor, Tensor]:
     """One pass over the clean training images, shared among ranks, in eval mode.
 
     Returns:
-        Unit-norm pooled features `(N, F)` and embeddings `(N, D)`, float32, on every rank, in the order of the images.
+        Pooled features `(N, F)`, of unit norm or `raw` (see `src.methods.base.Extract`), and unit-norm embeddings
+        `(N, D)`, float32, on every rank, in the order of the images.
     """
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     broadcast_buffers(module)
@@ -63,10 +66,30 @@ def extract(trainer: pl.Trainer, module: pl.LightningModule) -> tuple[Tensor, Te
     for batch in bar.track(loader, len(loader), "Features") if isinstance(bar, Progress) else loader:
         moved = {name: column.to(module.device, non_blocking=True) for name, column in batch.items()}
         batch = datamodule.clean(moved, "train")
-        with trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context(), _before_last_relu(module.backbone if raw else None) as before:
             features, embeddings = module(batch["image"])
-        found.append((batch["index"], functional.normalize(features.float(), dim=1), embeddings.float()))
+        features = (before or [features])[-1].float() if raw else functional.normalize(features.float(), dim=1)
+        found.append((batch["index"], features, embeddings.float()))
     for part, was_training in zip(module.modules(), training, strict=True):
         part.training = was_training
     _, features, embeddings = gather_unique(*(torch.cat(column) for column in zip(*found, strict=True)))
     return features, embeddings
+
+
+@contextmanager
+def _before_last_relu(backbone: Any) -> Iterator[list[Tensor]]:
+    """Gathers what the backbone's `last_relu` is given, averaged over the map: `(B, F)` a call; nothing if it has none.
+
+    One layer may be called several times in a pass: the last is the last.
+    """
+    found: list[Tensor] = []
+    relu = getattr(backbone, "last_relu", None)
+    if relu is None:
+        yield found
+        return
+    handle = relu.register_forward_pre_hook(lambda layer, inputs: found.append(backbone.average(inputs[0])))
+    try:
+        with torch.compiler.set_stance("force_eager"):  # compiled code may not see the hook
+            yield found
+    finally:
+        handle.remove()

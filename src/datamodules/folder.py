@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from src.datamodules.base import StoreDataModule
-from src.datamodules.images import decode_split, find_images
+from src.datamodules.images import check_resample, decode_split, find_images
 
 SPLITS = ("auto", "classes", "random")
 Entries = list[tuple[Path, str | None]]  # a file and its class, None where it has no label
@@ -26,11 +26,12 @@ class Folder(StoreDataModule):
             alphabetical order train, the others test; `random` splits the images of every class.
         test_fraction: share of the classes, or images, to test on, above 0 and below 1.
         size: side of the stored images; the aspect ratio is ignored.
+        resample: the filter they are resized by: `bilinear`, `bicubic` or `lanczos`.
         skip_broken: leave out, and name, files that can't be decoded, instead of stopping.
     """
 
     def __init__(
-        self, *, root: str, split: str, test_fraction: float, size: int, skip_broken: bool, **kwargs: Any
+        self, *, root: str, split: str, test_fraction: float, size: int, resample: str, skip_broken: bool, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.root = Path(root).expanduser().resolve()
@@ -40,13 +41,15 @@ class Folder(StoreDataModule):
             raise ValueError(f"dataset.test_fraction={test_fraction} must lie between 0 and 1")
         if not self.root.is_dir():
             raise FileNotFoundError(f"dataset.root={self.root}: there is no such folder")
-        self.split, self.test_fraction, self.size, self.skip_broken = split, test_fraction, size, skip_broken
+        check_resample(resample)
+        self.split, self.test_fraction = split, test_fraction
+        self.size, self.resample, self.skip_broken = size, resample, skip_broken
         self.entries = self._split()
         listing = {
             name: [(str(path), path.stat().st_size, path.stat().st_mtime_ns, label) for path, label in entries]
             for name, entries in self.entries.items()
         }
-        digest = hashlib.sha256(json.dumps([listing, size, skip_broken]).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps([listing, size, resample, skip_broken]).encode()).hexdigest()[:12]
         self.path = self.path.with_name(f"{self.name}-{self.root.name}-{digest}")
 
     def build(self, folder: Path) -> dict[str, Any]:
@@ -55,7 +58,7 @@ class Folder(StoreDataModule):
         broken: list[str] = []
         for split, entries in self.entries.items():
             paths, labels = [path for path, _ in entries], [numbers[label] for _, label in entries]
-            broken += decode_split(folder, split, paths, labels, self.size, self.skip_broken)
+            broken += decode_split(folder, split, paths, labels, self.size, self.resample, self.skip_broken)
         for line in broken:
             print(f"left out: {line}")
         return {"classes": classes, "source": str(self.root), "left_out": broken}

@@ -12,11 +12,22 @@ from rich.progress import track
 from src.datamodules.store import write_split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 CHUNK = 512  # images decoded at once
 
 
-def read_rgb(path: Path, size: int) -> np.ndarray:
-    """Decode one image to uint8 `(size, size, 3)`, the aspect ratio ignored, antialiased.
+def check_resample(resample: str) -> None:
+    """Raise a ValueError where Pillow has no such filter."""
+    if resample not in FILTERS:
+        raise ValueError(f"dataset.resample={resample!r}: choose one of {', '.join(FILTERS)}")
+
+
+def read_rgb(path: Path, size: int, resample: str) -> np.ndarray:
+    """Decode one image to uint8 `(size, size, 3)`, the aspect ratio ignored, antialiased by the filter `resample`.
 
     Turned as its EXIF orientation says; of an animation the first frame; transparency on white; 16-bit grey scaled to
     8 bits; CMYK and palettes converted.
@@ -32,7 +43,7 @@ def read_rgb(path: Path, size: int) -> np.ndarray:
             elif image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+            return np.asarray(image.convert("RGB").resize((size, size), FILTERS[resample]))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise OSError(f"{path} can't be decoded: {error}") from error
 
@@ -44,7 +55,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def decode_split(
-    folder: Path, split: str, paths: Sequence[Path], labels: Sequence[int], size: int, skip_broken: bool
+    folder: Path, split: str, paths: Sequence[Path], labels: Sequence[int], size: int, resample: str, skip_broken: bool
 ) -> list[str]:
     """Decode `paths` in parallel into the split of the store being built in `folder`; memory holds `CHUNK` of them.
 
@@ -58,7 +69,7 @@ def decode_split(
 
     def decode(path: Path) -> np.ndarray | OSError:
         try:
-            return read_rgb(path, size)
+            return read_rgb(path, size, resample)
         except OSError as error:
             return error
 

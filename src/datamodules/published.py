@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from src.datamodules.base import StoreDataModule
-from src.datamodules.images import decode_split
+from src.datamodules.images import check_resample, decode_split
 from src.running.download import download
 
 Entry = tuple[Path, int]  # an image file and its class number, from 0
@@ -26,6 +26,7 @@ class PublishedDataModule(StoreDataModule):
         train_classes: how many classes, the first, to train on.
         counts: images to expect in the training and in the test set; None checks nothing.
         size: side of the stored images; the aspect ratio is ignored.
+        resample: the filter they are resized by: `bilinear`, `bicubic` or `lanczos`.
         skip_broken: leave out, and name, files that can't be decoded, instead of stopping.
     """
 
@@ -41,6 +42,7 @@ class PublishedDataModule(StoreDataModule):
         train_classes: int,
         counts: Sequence[int] | None,
         size: int,
+        resample: str,
         skip_broken: bool,
         **kwargs: Any,
     ) -> None:
@@ -48,7 +50,9 @@ class PublishedDataModule(StoreDataModule):
         self.root = Path(root).expanduser()
         self.archive, self.urls, self.checksum = archive, urls, checksum
         self.train_classes, self.counts = train_classes, counts
-        self.size, self.skip_broken = size, skip_broken
+        check_resample(resample)
+        self.size, self.resample, self.skip_broken = size, resample, skip_broken
+        self.path = self.path.with_name(f"{self.name}-{size}-{resample}")
 
     def read(self) -> tuple[list[str], list[Entry]] | None:
         """Class names and files of the original unpacked in `root`; None where it isn't there."""
@@ -72,7 +76,7 @@ class PublishedDataModule(StoreDataModule):
         left_out: list[str] = []
         for split, members in splits.items():
             paths, labels = [path for path, _ in members], [label for _, label in members]
-            left_out += decode_split(folder, split, paths, labels, self.size, self.skip_broken)
+            left_out += decode_split(folder, split, paths, labels, self.size, self.resample, self.skip_broken)
         return {"classes": classes, "source": str(self.root), "checksum": self.checksum, "left_out": left_out}
 
     def missing(self) -> str:

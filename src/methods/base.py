@@ -1,13 +1,21 @@
 """What every method is to the training around it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Generator, Tensor, nn
 
-# The unit-norm pooled features (N, F) and embeddings (N, D) of all N training images, clean, in eval mode.
-Extract = Callable[[], tuple[Tensor, Tensor]]
+
+class Extract(Protocol):
+    """One pass over the clean training images, in eval mode."""
+
+    def __call__(self, *, raw: bool = False) -> tuple[Tensor, Tensor]:
+        """Pooled features `(N, F)` and embeddings `(N, D)`, both of unit norm, of all N images in their order.
+
+        With `raw` the features are of any norm, and as they are before the network's last ReLU, where it has one.
+        """
 
 
 @dataclass(frozen=True)
@@ -42,12 +50,17 @@ class Method(nn.Module):
         supervised: reads labels; every output says so.
         trains: False where the initial network is the result.
         restarts: its parameters start anew in every epoch, and so does what the optimizer remembers of them.
+        unit_norm: whether a step's embeddings have unit norm; otherwise they are as the head's linear layer leaves
+            them.
+        optimizer_options: of its own parameters, where they differ from the network's.
     """
 
     views = 2
     supervised = False
     trains = True
     restarts = False
+    unit_norm = True
+    optimizer_options: Mapping[str, float] = {}
 
     def setup(self, data: TrainingSet) -> None:
         """Make what depends on the training set: parameters, memory.
@@ -72,7 +85,8 @@ class Method(nn.Module):
         """A step.
 
         Args:
-            embeddings: `(VB, D)`, unit norm, float32: rows i, i + B, … are the V views of place i of the batch.
+            embeddings: `(VB, D)`, float32, of unit norm where the method asks for it: rows i, i + B, … are the V views
+                of place i of the batch.
             index: `(B,)`, the image in the first view.
 
         Returns:

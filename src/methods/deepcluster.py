@@ -5,8 +5,10 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from src.methods.base import Extract, Method, TrainingSet
-from src.methods.exemplar import softmax_loss
 from src.vectors.kmeans import kmeans
+
+FEATURES = ("raw", "pooled")
+CLASSIFIERS = ("linear", "cosine")
 
 
 def whiten(features: Tensor, dim: int) -> Tensor:
@@ -39,9 +41,9 @@ def uniform_over_clusters(clusters: Tensor, generator: Generator) -> Tensor:
     return mixed[torch.randperm(len(mixed), generator=generator)][: len(clusters)]
 
 
-def cluster_loss(embeddings: Tensor, weights: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Cross entropy of a cosine classifier: embeddings `(B, D)`, unit norm, weights `(K, D)`, labels `(B,)`."""
-    return softmax_loss(embeddings, functional.normalize(weights, dim=1), labels, temperature)
+def cosine_logits(embeddings: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """Cosines `(B, K)` of unit-norm embeddings `(B, D)` with weights `(K, D)`, over the temperature."""
+    return embeddings @ functional.normalize(weights, dim=1).T / temperature
 
 
 class DeepCluster(Method):
@@ -50,7 +52,12 @@ class DeepCluster(Method):
     Args:
         clusters: K.
         pca: dimensions to cluster in, whitened.
-        temperature: of the classifier's cosine.
+        iterations: of k-means, at most.
+        features: what is clustered: `raw`, the pooled features of any norm and before the last ReLU (where the network
+            has one to leave out), or `pooled`, of unit norm.
+        classifier: `linear`, weights and biases over the head's output of any norm, or `cosine`, of unit norm both.
+        temperature: of the cosine classifier.
+        lr, weight_decay: of the classifier, without momentum; None, as the network's.
     """
 
     views = 1
@@ -58,30 +65,58 @@ class DeepCluster(Method):
     weights: nn.Parameter
     labels: Tensor
 
-    def __init__(self, clusters: int, pca: int, temperature: float) -> None:
+    def __init__(
+        self,
+        clusters: int,
+        pca: int,
+        iterations: int,
+        features: str,
+        classifier: str,
+        temperature: float,
+        lr: float | None,
+        weight_decay: float | None,
+    ) -> None:
         super().__init__()
-        if clusters < 1 or pca < 1 or temperature <= 0:
+        if clusters < 1 or pca < 1 or iterations < 1 or temperature <= 0:
             raise ValueError(
-                f"method.clusters={clusters} and method.pca={pca} must be at least 1, "
+                f"method.clusters={clusters}, method.pca={pca} and method.iterations={iterations} must be at least 1, "
                 f"method.temperature={temperature} positive"
             )
-        self.clusters, self.pca, self.temperature = clusters, pca, temperature
+        if features not in FEATURES:
+            raise ValueError(f"method.features={features!r} is unknown; choose one of {', '.join(FEATURES)}")
+        if classifier not in CLASSIFIERS:
+            raise ValueError(f"method.classifier={classifier!r} is unknown; choose one of {', '.join(CLASSIFIERS)}")
+        self.clusters, self.pca, self.iterations = clusters, pca, iterations
+        self.raw, self.unit_norm, self.temperature = features == "raw", classifier == "cosine", temperature
+        own = {"lr": lr, "weight_decay": weight_decay}
+        self.optimizer_options = {name: value for name, value in own.items() if value is not None}
+        if self.optimizer_options:
+            self.optimizer_options["momentum"] = 0
 
     def setup(self, data: TrainingSet) -> None:
         if data.images < self.clusters:
             raise ValueError(f"method.clusters={self.clusters}, but there are {data.images} training images: lower it")
         self.weights = nn.Parameter(torch.zeros(self.clusters, data.embedding_dim))  # until the first epoch
+        self.biases = None if self.unit_norm else nn.Parameter(torch.zeros(self.clusters))
         self.register_buffer("labels", torch.zeros(data.images, dtype=torch.long))
 
     @torch.no_grad()
     def on_epoch_start(self, extract: Extract, generator: Generator) -> Tensor:
-        features, _ = extract()
+        features, _ = extract(raw=self.raw)
         seed = int(torch.randint(2**31, (1,), generator=generator))
-        labels, _ = kmeans(whiten(features, self.pca), self.clusters, seed)
+        labels, _ = kmeans(whiten(features, self.pca), self.clusters, seed, iterations=self.iterations, tolerance=0)
         self.labels.copy_(labels)
-        # Of unit norm, since a cosine classifier turns the slower the longer its weights are.
-        self.weights.copy_(functional.normalize(torch.randn(self.weights.shape, generator=generator), dim=1))
+        weights = torch.randn(self.weights.shape, generator=generator)
+        if self.biases is None:  # of unit norm, since a cosine classifier turns the slower the longer its weights are
+            self.weights.copy_(functional.normalize(weights, dim=1))
+        else:
+            self.weights.copy_(0.01 * weights)
+            self.biases.zero_()
         return uniform_over_clusters(labels.cpu(), generator).unsqueeze(1)
 
     def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
-        return {"loss": cluster_loss(embeddings, self.weights, self.labels[index], self.temperature)}
+        if self.biases is None:
+            logits = cosine_logits(embeddings, self.weights, self.temperature)
+        else:
+            logits = functional.linear(embeddings, self.weights, self.biases)
+        return {"loss": functional.cross_entropy(logits, self.labels[index])}

@@ -11,7 +11,7 @@ from src.methods.base import Extract, Method, check_positive
 from src.running.distributed import gather_views
 from src.vectors.neighbors import nearest_neighbors, queries_at_once
 
-NEGATIVES = ("all", "hard", "easy")
+NEGATIVES = ("all", "hard", "easy", "hard_published")
 POSITIVES = ("self", "nearest")
 BLOCK = 2**19  # similarities that a CPU computes at once
 
@@ -28,7 +28,7 @@ def _check(rows: tuple[int, ...], temperature: float, negatives: str, fraction: 
         raise ValueError(f"method.fraction={fraction} must lie in (0, 1]")
 
 
-def _terms_of_rows(similarity: Tensor, partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _terms_of_rows(similarity: Tensor, partner: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
     """Equation (7) for some anchors, and its derivative, without a number that over- or underflows.
 
     1 - P loses its digits where P is close to 1, which only a row's largest entry can be. There 1 - P is taken as what
@@ -37,10 +37,11 @@ def _terms_of_rows(similarity: Tensor, partner: Tensor) -> tuple[Tensor, Tensor,
     Args:
         similarity: `(A, 2N)` s_ij, -inf where j does not count; overwritten.
         partner: `(A, 1)`, the column of each anchor's other view.
+        weight: of the sum over the negatives; 1 in the paper.
 
     Returns:
-        -log P of the partner and -sum log(1 - P) of the negatives, both `(A, 1)`, and the derivative `(A, 2N)` of their
-        sum.
+        -log P of the partner and -weight x sum log(1 - P) of the negatives, both `(A, 1)`, and the derivative `(A, 2N)`
+        of their sum.
     """
     to_partner = similarity.gather(1, partner)
     largest, first = similarity.max(1, keepdim=True)
@@ -52,12 +53,12 @@ def _terms_of_rows(similarity: Tensor, partner: Tensor) -> tuple[Tensor, Tensor,
     log_sum = torch.logaddexp(largest, log_rest)
 
     p_largest, scale = (largest - log_sum).exp(), (second - log_sum).exp()
-    is_negative = (first != partner).to(rest.dtype)
+    is_negative = weight * (first != partner).to(rest.dtype)
     p = (rest * scale).scatter_(1, partner, 0)  # of the negatives but the largest
-    negative = is_negative * (log_sum - log_rest) - torch.log1p(-p).sum(1, keepdim=True)
+    negative = is_negative * (log_sum - log_rest) - weight * torch.log1p(-p).sum(1, keepdim=True)
 
-    # dJ/dP P is -1 for the partner and P / (1 - P) for a negative; less P times their sum, as of any softmax.
-    derivative = p.div_(1 - p)
+    # dJ/dP P is -1 for the partner and weight P / (1 - P) for a negative; less P times their sum, as of any softmax.
+    derivative = p.div_(1 - p).mul_(weight)
     sum_of_others = derivative.sum(1, keepdim=True) - 1
     derivative.addcmul_(rest, scale * sum_of_others + is_negative * p_largest / total, value=-1)
     derivative.scatter_(1, first, p_largest * (is_negative - sum_of_others))
@@ -79,20 +80,21 @@ class _Loss(torch.autograd.Function):
         gradient, terms = torch.zeros_like(embeddings), embeddings.new_zeros(2)
         at_once = queries_at_once(embeddings, BLOCK)
         number = torch.arange(rows, device=embeddings.device).unsqueeze(1)
+        kept, weight, over = _weigh(rows, negatives, fraction)
         for part in (slice(start, start + at_once) for start in range(0, rows, at_once)):
             some, partner = embeddings[part], (number[part] + rows // 2) % rows
             # Autocast leaves products alone that say where they go.
             similarity = torch.mm(some, embeddings.T, out=embeddings.new_empty(len(some), rows)).div_(temperature)
             similarity.scatter_(1, number[part], -math.inf)
             if negatives != "all":
-                _keep(similarity, partner, negatives, max(1, round(fraction * (rows - 2))))
-            positive, negative, derivative = _terms_of_rows(similarity, partner)
+                _keep(similarity, partner, negatives, kept)
+            positive, negative, derivative = _terms_of_rows(similarity, partner, weight)
             terms += torch.stack([positive.sum(), negative.sum()])
             gradient[part].addmm_(derivative, embeddings)
             if not stop_gradient:
                 gradient.addmm_(derivative.T, some)
-        ctx.save_for_backward(gradient.div_(rows * temperature))
-        positive, negative = terms / rows
+        ctx.save_for_backward(gradient.div_(over * temperature))
+        positive, negative = terms / over
         ctx.mark_non_differentiable(positive, negative)
         return positive + negative, positive, negative
 
@@ -103,14 +105,22 @@ class _Loss(torch.autograd.Function):
         return upstream[0] * gradient, None, None, None, None
 
 
+def _weigh(rows: int, negatives: str, fraction: float) -> tuple[int, float, int]:
+    """How many negatives a row keeps, what their sum weighs, and by what the sum over the rows is divided."""
+    if negatives != "hard_published":
+        return max(1, round(fraction * (rows - 2))), 1, rows
+    kept = max(1, min(int(fraction * rows), rows - 2))
+    return kept, fraction, kept + 1
+
+
 def _keep(similarity: Tensor, partner: Tensor, negatives: str, count: int) -> None:
     """Leave -inf in place of all `(A, 2N)` but the partner and the `count` most or least similar negatives."""
     to_partner = similarity.gather(1, partner)
     similarity.scatter_(1, partner, -math.inf)
-    if negatives == "hard":
-        columns = similarity.topk(count, dim=1).indices
-    else:
+    if negatives == "easy":
         columns = similarity.masked_fill(similarity.isinf(), math.inf).topk(count, dim=1, largest=False).indices
+    else:
+        columns = similarity.topk(count, dim=1).indices
     kept = similarity.gather(1, columns)
     similarity.fill_(-math.inf).scatter_(1, columns, kept).scatter_(1, partner, to_partner)
 
@@ -143,7 +153,9 @@ def invariant_spreading_loss(
         embeddings: `(2N, D)`, unit norm; rows i and i + N are two views of one image. Computed in float32 or better.
         temperature: the concentration tau, positive; the paper uses 0.1.
         negatives: `all`, or per row only the most (`hard`) or least (`easy`) similar ones, in the sum and in the
-            denominator alike (the paper's Table 8).
+            denominator alike (the paper's Table 8); `hard_published`, as the first published program has it
+            (BatchAverage.py:71-101): 2N x `fraction` are kept, their sum weighs `fraction`, and the whole is divided by
+            their number + 1, not by 2N.
         stop_gradient: let the gradient flow through z_i only, as the authors' published code does; False takes it
             through both operands, as the equations read.
         fraction: the share of the negatives that `hard` and `easy` keep; the paper uses a half.

@@ -7,10 +7,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from src.methods.base import Extract, Method, TrainingSet
+from src.methods.base import Extract, Method, TrainingSet, check_positive
 from src.vectors.neighbors import nearest_neighbors
 
 LOSSES = ("triplet", "contrastive")
+ANCHORS = ("all", "modes")
 CHUNK = 256  # anchors whose diffusion is solved at once
 
 
@@ -45,7 +46,7 @@ def find_anchors(graph: Tensor) -> Tensor:
     return ((degree >= most) & (degree > 0)).nonzero().squeeze(1)
 
 
-def diffuse(graph: Tensor, sources: Tensor, alpha: float, iterations: int = 30) -> Tensor:
+def diffuse(graph: Tensor, sources: Tensor, alpha: float, iterations: int = 20) -> Tensor:
     """Similarity on the manifold, of each of `sources` `(A,)` to every image: `(A, N)`.
 
     The random walk with restart f = (I - alpha S)^-1 e_i, S the graph normalised by the degrees, by conjugate
@@ -73,98 +74,150 @@ def diffuse(graph: Tensor, sources: Tensor, alpha: float, iterations: int = 30) 
 
 @dataclass(frozen=True)
 class Mined:
-    """Anchors `(A,)`, and for each the `(A, k)` candidates of either kind with a mask of those that are hard.
+    """Anchors `(A,)`, and for each its candidates of either kind with a mask of those that are hard.
 
-    Hard positives are among the k nearest on the manifold but not in space, hard negatives the reverse.
+    Hard positives, of `(A, k)`, are among the k nearest on the manifold but not in space, hard negatives, of
+    `(A, negative_k)`, among those in space but not on the manifold. `weight` `(A, k)` is a positive's similarity on the
+    manifold.
     """
 
     anchors: Tensor
     positives: Tensor
     is_positive: Tensor
+    weight: Tensor
     negatives: Tensor
     is_negative: Tensor
 
 
-def mine(features: Tensor, k: int, graph_k: int, power: float, alpha: float) -> Mined:
+def mine(features: Tensor, anchors: str, k: int, negative_k: int, graph_k: int, power: float, alpha: float) -> Mined:
     """Find anchors with their hard positives and negatives; an anchor that lacks either is left out.
 
     Args:
         features: `(N, F)`, unit norm.
-        k: how many nearest, in space and on the manifold, are compared; N > k.
+        anchors: `all` images, or the `modes` of the graph.
+        k, negative_k: how many nearest, in space and on the manifold, are compared for the positives and for the
+            negatives; N is larger.
         graph_k, power, alpha: of `neighbor_graph` and `diffuse`.
     """
     graph = neighbor_graph(features, graph_k, power)
+    sources = torch.arange(len(features), device=features.device) if anchors == "all" else find_anchors(graph)
     parts = []
-    for own in find_anchors(graph).split(CHUNK):
-        near = nearest_neighbors(features[own], features, k, own=own)[1]
+    for own in sources.split(CHUNK):
+        near = nearest_neighbors(features[own], features, max(k, negative_k), own=own)[1]
         manifold = diffuse(graph, own, alpha).scatter(1, own.unsqueeze(1), 0)
-        value, reached = manifold.topk(k, dim=1)
+        value, reached = manifold.topk(max(k, negative_k), dim=1)
         walked = value > 0  # what no walk reaches is no neighbour
-        shared = (reached.unsqueeze(2) == near.unsqueeze(1)) & walked.unsqueeze(2)
-        is_positive, is_negative = walked & ~shared.any(2), ~shared.any(1)
+        is_positive = walked[:, :k] & ~_among(reached[:, :k], near[:, :k])
+        on_manifold = reached[:, :negative_k].where(walked[:, :negative_k], -1)
+        is_negative = ~_among(near[:, :negative_k], on_manifold)
         useful = is_positive.any(1) & is_negative.any(1)
-        parts.append([column[useful] for column in (own, reached, is_positive, near, is_negative)])
+        columns = own, reached[:, :k], is_positive, value[:, :k], near[:, :negative_k], is_negative
+        parts.append([column[useful] for column in columns])
     return Mined(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def draw_triplets(mined: Mined, count: int, generator: Generator) -> Tensor:
-    """`count` triplets `(count, 3)`: anchors in turn, each with one of its hard positives and one of its negatives."""
+def _among(rows: Tensor, others: Tensor) -> Tensor:
+    """Whether each of `rows` `(A, k)` is among the same row of `others` `(A, l)`: `(A, k)`."""
+    return (rows.unsqueeze(2) == others.unsqueeze(1)).any(2)
+
+
+def hardest_negatives(mined: Mined, embeddings: Tensor, count: int) -> Tensor:
+    """Of each anchor's hard negatives the `count` nearest to it in `embeddings` `(N, D)`: a mask `(A, negative_k)`."""
+    parts = zip(mined.anchors.split(CHUNK), mined.negatives.split(CHUNK), strict=True)
+    near = torch.cat([torch.einsum("ad,aid->ai", embeddings[own], embeddings[others]) for own, others in parts])
+    near = near.masked_fill(~mined.is_negative, -torch.inf)
+    chosen = near.topk(min(count, near.shape[1]), dim=1).indices
+    return torch.zeros_like(mined.is_negative).scatter(1, chosen, True) & mined.is_negative
+
+
+def draw_triplets(mined: Mined, allowed: Tensor, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Triplets of anchors in turn, each with a hard positive, one an anchor, and a negative of those `allowed`.
+
+    Returns:
+        The triplets `(count, 3)`, and the weight of each anchor's positive `(A,)`.
+    """
     anchors = len(mined.anchors)
     turns = [torch.randperm(anchors, generator=generator) for _ in range(-(-count // anchors))]
     row = torch.cat(turns)[:count]
 
-    def one_of(candidates: Tensor, allowed: Tensor) -> Tensor:
-        ticket = torch.rand(count, allowed.shape[1], generator=generator).masked_fill(~allowed[row], -1)
-        return candidates[row].gather(1, ticket.argmax(1, keepdim=True)).squeeze(1)
+    def column_of(mask: Tensor) -> Tensor:
+        return torch.rand(mask.shape, generator=generator).masked_fill(~mask, -1).argmax(1, keepdim=True)
 
-    drawn = one_of(mined.positives, mined.is_positive), one_of(mined.negatives, mined.is_negative)
-    return torch.stack([mined.anchors[row], *drawn], 1)
+    drawn = column_of(mined.is_positive)
+    positives, weight = (each.gather(1, drawn).squeeze(1) for each in (mined.positives, mined.weight))
+    negatives = mined.negatives[row].gather(1, column_of(allowed[row])).squeeze(1)
+    return torch.stack([mined.anchors[row], positives[row], negatives], 1), weight
 
 
-def mom_loss(embeddings: Tensor, margin: float, loss: str) -> Tensor:
+def mom_loss(embeddings: Tensor, margin: float, loss: str, weight: Tensor | None = None) -> Tensor:
     """The mean over triplets of max(0, margin + |a - p|^2 - |a - n|^2), or of |a - p|^2 + max(0, margin - |a - n|)^2.
 
     Args:
         embeddings: `(3B, D)`, unit norm: anchors, positives, negatives.
         margin: positive.
         loss: `triplet`, the first, or `contrastive`, the second.
+        weight: `(B,)`, of each triplet; None, 1.
     """
     anchor, positive, negative = embeddings.chunk(3)
     near, far = (anchor - positive).square().sum(1), (anchor - negative).square().sum(1)
     if loss == "triplet":
-        return functional.relu(margin + near - far).mean()
-    return (near + functional.relu(margin - far.clamp(min=1e-12).sqrt()).square()).mean()
+        losses = functional.relu(margin + near - far)
+    else:
+        losses = near + functional.relu(margin - far.clamp(min=1e-12).sqrt()).square()
+    return (losses if weight is None else losses * weight).mean()
 
 
 class MiningOnManifolds(Method):
-    """Mines anew before each epoch, in the pooled features; every place of the epoch is a triplet.
+    """Every place of an epoch is a triplet, mined in the pooled features.
 
     Args:
         loss, margin: of `mom_loss`.
-        k, graph_k, power, alpha: of `mine`.
+        anchors, k, negative_k, graph_k, power, alpha: of `mine`.
+        weighted: each triplet weighs its positive's similarity on the manifold.
+        hardest: negatives are drawn from so many of an anchor's, the nearest in the embedding before the epoch; None
+            draws from all of them.
+        remine: mine anew before each epoch; otherwise once, in the features that training starts from.
     """
 
     views = 3
+    weight: Tensor
 
-    def __init__(self, loss: str, margin: float, k: int, graph_k: int, power: float, alpha: float) -> None:
+    def __init__(
+        self,
+        loss: str,
+        margin: float,
+        anchors: str,
+        k: int,
+        negative_k: int,
+        graph_k: int,
+        power: float,
+        alpha: float,
+        weighted: bool,
+        hardest: int | None,
+        remine: bool,
+    ) -> None:
         super().__init__()
         if loss not in LOSSES:
             raise ValueError(f"method.loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
-        if margin <= 0 or k < 1 or graph_k < 1 or not 0 < alpha < 1:
-            raise ValueError(
-                f"method.margin={margin} must be positive, method.k={k} and method.graph_k={graph_k} at least 1, "
-                f"method.alpha={alpha} between 0 and 1"
-            )
-        self.loss, self.margin, self.k = loss, margin, k
+        if anchors not in ANCHORS:
+            raise ValueError(f"method.anchors={anchors!r} is unknown; choose one of {', '.join(ANCHORS)}")
+        counts = {"k": k, "negative_k": negative_k, "graph_k": graph_k, "hardest": 1 if hardest is None else hardest}
+        check_positive(margin=margin, **counts)
+        if not 0 < alpha < 1:
+            raise ValueError(f"method.alpha={alpha} must lie between 0 and 1")
+        self.loss, self.margin, self.anchors, self.k, self.negative_k = loss, margin, anchors, k, negative_k
         self.graph_k, self.power, self.alpha = graph_k, power, alpha
+        self.weighted, self.hardest, self.remine = weighted, hardest, remine
+        self.mined: Mined | None = None
 
     def setup(self, data: TrainingSet) -> None:
-        most = max(self.k, self.graph_k)
+        most = max(self.k, self.negative_k, self.graph_k)
         if data.images <= most + 1:
             raise ValueError(
                 f"method=mom compares the {most} nearest of an image, but there are {data.images} training images: "
-                "lower method.k and method.graph_k"
+                "lower method.k, method.negative_k and method.graph_k"
             )
+        self.register_buffer("weight", torch.ones(data.images))
         if not data.pretrained:
             warnings.warn(
                 "method=mom mines what the network's features say already, and this network was not trained before: "
@@ -174,12 +227,30 @@ class MiningOnManifolds(Method):
 
     @torch.no_grad()
     def on_epoch_start(self, extract: Extract, generator: Generator) -> Tensor:
-        features, _ = extract()
-        mined = mine(features, self.k, self.graph_k, self.power, self.alpha)
+        mined = None if self.remine else self.mined
+        if mined is None or self.hardest:
+            features, embeddings = extract()
+        self.mined = mined or self._mine(features)
+        allowed = self.mined.is_negative
+        if self.hardest:
+            allowed = hardest_negatives(self.mined, embeddings.cpu(), self.hardest)
+        triplets, weight = draw_triplets(self.mined, allowed, len(self.weight), generator)
+        self.weight[self.mined.anchors] = weight.to(self.weight)
+        return triplets
+
+    def _mine(self, features: Tensor) -> Mined:
+        mined = mine(features, self.anchors, self.k, self.negative_k, self.graph_k, self.power, self.alpha)
         if not len(mined.anchors):
             raise ValueError("method=mom found no hard positives and negatives: change method.k or method.graph_k")
-        on_host = Mined(*(column.cpu() for column in vars(mined).values()))
-        return draw_triplets(on_host, len(features), generator)
+        return Mined(*(column.cpu() for column in vars(mined).values()))
 
     def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
-        return {"loss": mom_loss(embeddings, self.margin, self.loss)}
+        weight = self.weight[index] if self.weighted else None
+        return {"loss": mom_loss(embeddings, self.margin, self.loss, weight)}
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """What was mined, for checkpoints: a run that goes on must not mine again."""
+        return {} if self.mined is None or self.remine else vars(self.mined)
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        self.mined = Mined(**state) if state else None

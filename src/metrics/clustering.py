@@ -6,9 +6,13 @@ from torchmetrics import Metric
 
 from src.vectors.kmeans import kmeans
 
+AVERAGES = ("arithmetic", "geometric")
 
-def normalized_mutual_information(first: Tensor, second: Tensor) -> Tensor:
-    """Mutual information of two labellings `(N,)` over the mean of their entropies, 0 to 1, float64.
+
+def normalized_mutual_information(first: Tensor, second: Tensor, average: str = "arithmetic") -> Tensor:
+    """Mutual information of two labellings `(N,)` over the `average` of their entropies, 0 to 1, float64.
+
+    The arithmetic mean is scikit-learn's since 0.22, the geometric one was it before.
 
     1 where both put everything into one class. Memory grows with N, not with the number of classes.
     """
@@ -21,20 +25,29 @@ def normalized_mutual_information(first: Tensor, second: Tensor) -> Tensor:
     p_first, p_second, p_joint = (counts.double() / total for counts in (first_counts, second_counts, joint))
     independent = p_first[pairs // len(second_counts)] * p_second[pairs % len(second_counts)]
     information = (p_joint * (p_joint / independent).log()).sum().clamp(min=0)
-    entropy = -sum((p * p.log()).sum() for p in (p_first, p_second))
-    return 2 * information / entropy
+    h_first, h_second = (-(p * p.log()).sum() for p in (p_first, p_second))
+    mean = (h_first + h_second) / 2 if average == "arithmetic" else (h_first * h_second).sqrt()
+    return information / mean.clamp(min=1e-300)
 
 
 class Clustering(Metric):
-    """NMI, in percent, of the query's classes with as many k-means clusters of its embeddings: `{"NMI": …}`."""
+    """NMI, in percent, of the query's classes with as many k-means clusters of its embeddings: `{"NMI": …}`.
+
+    Args:
+        restarts: of k-means, of which the best is taken.
+        average: of the two entropies, `arithmetic` or `geometric`.
+        seed: of k-means.
+    """
 
     full_state_update = False
     higher_is_better = True
     score: Tensor
 
-    def __init__(self, restarts: int, seed: int = 0) -> None:
+    def __init__(self, restarts: int, average: str = "arithmetic", seed: int = 0) -> None:
         super().__init__()
-        self.restarts, self.seed = restarts, seed
+        if average not in AVERAGES:
+            raise ValueError(f"protocol.metrics.clustering.average={average!r}: choose one of {', '.join(AVERAGES)}")
+        self.restarts, self.average, self.seed = restarts, average, seed
         self.add_state("score", torch.zeros((), dtype=torch.float64), dist_reduce_fx="mean")
 
     def check(self, query_labels: Tensor, gallery_labels: Tensor | None) -> None:
@@ -47,7 +60,7 @@ class Clustering(Metric):
     def update(self, query: Tensor, query_labels: Tensor) -> None:
         """Cluster `query` `(Q, D)`, unit norm."""
         clusters, _ = kmeans(query, len(query_labels.unique()), self.seed, self.restarts)
-        self.score = 100 * normalized_mutual_information(clusters, query_labels)
+        self.score = 100 * normalized_mutual_information(clusters, query_labels, self.average)
 
     def compute(self) -> dict[str, Tensor]:
         """Percent."""

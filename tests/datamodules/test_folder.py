@@ -17,7 +17,8 @@ def fill(folder: Path, count: int, level: int = 0) -> None:
 
 
 def make(root: Path, cache: Path, **changes: Any) -> Folder:
-    options = {"root": str(root), "split": "auto", "test_fraction": 0.5, "size": 8, "skip_broken": False}
+    options: dict[str, Any] = {"root": str(root), "split": "auto", "test_fraction": 0.5, "size": 8}
+    options |= {"resample": "bilinear", "skip_broken": False}
     return Folder(**datamodule_options(cache, name="folder", batch_size=2, **options | changes))
 
 

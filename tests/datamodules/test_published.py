@@ -39,6 +39,7 @@ def make(kind: type[StoreDataModule], root: Path, cache: Path, **changes: Any) -
         "train_classes": 2,
         "counts": [5, 4],
         "size": 8,
+        "resample": "lanczos",
         "skip_broken": False,
     }
     options = {"name": kind.__name__.lower(), "root": str(root), "gallery": False}

@@ -17,7 +17,11 @@ def naive(z: Tensor, tau: float, negatives: str, stop_gradient: bool, fraction: 
         s = [(z[i] @ (z[j].detach() if stop_gradient else z[j])) / tau for j in range(rows)]
         partner = (i + rows // 2) % rows
         others = [j for j in range(rows) if j not in (i, partner)]
-        if negatives != "all":
+        weight, over = 1.0, rows
+        if negatives == "hard_published":  # BatchAverage.py:71-101 of the first published program
+            others = sorted(others, key=lambda j: s[j].item(), reverse=True)[: int(rows * fraction)]
+            weight, over = fraction, int(rows * fraction) + 1
+        elif negatives != "all":
             others = sorted(others, key=lambda j: s[j].item(), reverse=negatives == "hard")
             others = others[: max(1, round(fraction * len(others)))]
         peak = max(s[j].item() for j in [partner, *others])
@@ -26,8 +30,8 @@ def naive(z: Tensor, tau: float, negatives: str, stop_gradient: bool, fraction: 
         total = total - (s[partner] - peak) + torch.as_tensor(denominator).log()
         for j in others:
             rest = sum(e[k] for k in e if k != j)
-            total = total - torch.as_tensor(rest).log() + torch.as_tensor(denominator).log()
-    return total / rows
+            total = total + weight * (torch.as_tensor(denominator).log() - torch.as_tensor(rest).log())
+    return total / over
 
 
 def unit(rows: int, dim: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -41,7 +45,7 @@ def value_and_gradient(loss: Tensor, z: Tensor) -> tuple[float, Tensor]:
 
 
 @pytest.mark.parametrize("stop_gradient", [True, False])
-@pytest.mark.parametrize("negatives", ["all", "hard", "easy"])
+@pytest.mark.parametrize("negatives", ["all", "hard", "easy", "hard_published"])
 @pytest.mark.parametrize("tau", [0.01, 0.1, 1.0])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_agrees_with_the_equations(
@@ -56,7 +60,7 @@ def test_agrees_with_the_equations(
 
 
 @pytest.mark.parametrize("stop_gradient", [True, False])
-@pytest.mark.parametrize("negatives", ["all", "hard", "easy"])
+@pytest.mark.parametrize("negatives", ["all", "hard", "easy", "hard_published"])
 @pytest.mark.parametrize("block", [1, 30, 47])
 def test_anchors_at_once_change_nothing(
     monkeypatch: pytest.MonkeyPatch, block: int, negatives: str, stop_gradient: bool
@@ -82,6 +86,9 @@ def test_fraction_of_negatives(fraction: float) -> None:
     for negatives in ("hard", "easy"):
         ours = invariant_spreading_loss(z, 0.1, negatives, fraction=fraction)
         assert ours.item() == pytest.approx(naive(z, 0.1, negatives, True, fraction).item(), rel=1e-10)
+    published = invariant_spreading_loss(z, 0.1, "hard_published", fraction=max(fraction, 0.1))
+    if fraction < 1:
+        assert published.item() == pytest.approx(naive(z, 0.1, "hard_published", True, max(fraction, 0.1)).item())
     if fraction == 1.0:
         assert ours.item() == pytest.approx(invariant_spreading_loss(z).item(), rel=1e-12)
 
@@ -156,7 +163,7 @@ def test_a_coin_tosses_between_an_image_and_its_nearest() -> None:
 
 
 def test_only_nearest_positives_ask_for_features() -> None:
-    def extract() -> tuple[Tensor, Tensor]:
+    def extract(*, raw: bool = False) -> tuple[Tensor, Tensor]:
         return unit(4, 6), unit(4, 3)
 
     method = InvariantSpreading(0.1, "all", True, 0.5, "nearest")

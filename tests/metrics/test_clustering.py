@@ -11,13 +11,14 @@ def draw(count: int, classes: int, seed: int) -> Tensor:
     return torch.randint(0, classes, (count,), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("first", "second"), [(3, 3), (1, 5), (200, 7), (1, 1), (150, 150)])
-def test_nmi_against_scikit_learn(first: int, second: int) -> None:
+@pytest.mark.parametrize("average", ["arithmetic", "geometric"])
+@pytest.mark.parametrize(("first", "second"), [(3, 3), (1, 5), (2, 90), (200, 7), (1, 1), (150, 150)])
+def test_nmi_against_scikit_learn(first: int, second: int, average: str) -> None:
     a, b = draw(200, first, 0), draw(200, second, 1)
-    ours = normalized_mutual_information(a, b).item()
-    assert ours == pytest.approx(normalized_mutual_info_score(a, b), abs=1e-9)
-    assert normalized_mutual_information(a, a).item() == pytest.approx(1.0)
-    assert normalized_mutual_information(a * 7 + 3, b).item() == pytest.approx(ours)
+    ours = normalized_mutual_information(a, b, average).item()
+    assert ours == pytest.approx(normalized_mutual_info_score(a, b, average_method=average), abs=1e-9)
+    assert normalized_mutual_information(a, a, average).item() == pytest.approx(1.0)
+    assert normalized_mutual_information(a * 7 + 3, b, average).item() == pytest.approx(ours)
 
 
 def test_the_metric(digits: tuple[Tensor, Tensor]) -> None:
@@ -29,5 +30,10 @@ def test_the_metric(digits: tuple[Tensor, Tensor]) -> None:
     assert metric.compute()["NMI"].item() == pytest.approx(expected, abs=5)
     with pytest.raises(ValueError, match="without one"):
         metric.check(labels - 1, None)
+    geometric = Clustering(restarts=3, average="geometric")
+    geometric.update(points, labels)
+    assert geometric.compute()["NMI"] > metric.compute()["NMI"], "of unequal entropies the geometric mean is smaller"
+    with pytest.raises(ValueError, match="average='harmonic'"):
+        Clustering(restarts=3, average="harmonic")
     with pytest.raises(ValueError, match="restarts=0"):
         Clustering(restarts=0).check(labels, None)
