@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 
 from src.backbones.resnet import resnet18
-from src.callbacks.refresh import Refresh
+from src.callbacks.refresh import Refresh, _before_last_relu
 from src.datamodules.base import StoreDataModule
 from src.methods.base import Extract, Method
 from src.module import EmbeddingModule
@@ -121,6 +121,38 @@ def test_a_resumed_run_draws_what_the_whole_run_drew(tmp_path: Path) -> None:
     for (_, embeddings, index), (_, again, index_again) in zip(whole.steps[5:], rest.steps, strict=True):
         assert torch.equal(index, index_again)
         assert torch.equal(embeddings, again)
+
+
+class Raw(Method):
+    """Keeps the raw features, and those of unit norm."""
+
+    def on_epoch_start(self, extract: Extract, generator: Generator) -> Tensor | None:
+        self.raw, self.pooled = extract(raw=True)[0], extract()[0]
+        return None
+
+    def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
+        return {"loss": embeddings.sum()}
+
+
+def test_raw_features_are_of_any_norm_and_before_the_last_relu(tmp_path: Path) -> None:
+    method = Raw()
+    trainer = train(tmp_path, method, 1)
+    torch.manual_seed(0)
+    untrained = resnet18(8).eval()
+    images = trainer.datamodule.store.splits["train"].images  # type: ignore[attr-defined]
+    last: Any = untrained.stages[-1][-1]  # type: ignore[index]
+    with torch.no_grad():
+        before = untrained.stages[:-1](untrained.stem(images.permute(0, 3, 1, 2).float()))
+        before = untrained.stages[-1][0](before)  # type: ignore[index]
+        residual = last.bn2(last.conv2(torch.relu(last.bn1(last.conv1(before))))) + before
+    torch.testing.assert_close(method.raw, residual.mean((2, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(method.pooled, normalize(residual.relu().mean((2, 3)), dim=1), rtol=1e-4, atol=1e-5)
+    assert method.raw.min() < 0
+
+
+def test_networks_without_a_last_relu_give_their_pooled_features(tmp_path: Path) -> None:
+    with _before_last_relu(nn.Linear(2, 2)) as found:
+        assert found == []
 
 
 class Single(Method):

@@ -1,0 +1,255 @@
+"""Every preset, composed, against a table typed from its source: see the heads of conf/experiment/*.yaml."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from src.augmentations import random
+from src.methods.invariant_spreading import InvariantSpreading
+from src.module import EmbeddingModule
+from tests.conftest import ROOT
+
+PRESETS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
+
+
+def load(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", [*overrides, "logger=none", "~callbacks"])
+    OmegaConf.resolve(config)
+    return config
+
+
+def text_seen(epoch: int) -> float:
+    """Section 4.1: "0.03 … decayed by 0.1 and 0.01 at 120 and 160 epoch"."""
+    return 0.03 * (1 if epoch < 120 else 0.1 if epoch < 160 else 0.01)
+
+
+def program_seen(epoch: int) -> float:
+    """demo_seen.py:160-171."""
+    if 120 <= epoch < 160:
+        return 0.03 * 0.1
+    if 160 <= epoch < 200:
+        return 0.03 * 0.05
+    return 0.03 * 0.01 if epoch >= 200 else 0.03
+
+
+def text_unseen(epoch: int) -> float:
+    """Section 4.2: "0.001 without decay"."""
+    return 0.001
+
+
+def program_unseen(epoch: int) -> float:
+    """demo_unseen.py:199-210."""
+    if epoch < 20:
+        return 0.001
+    return 0.001 * 0.1 if epoch < 40 else 0.001 * 0.01
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the paper's text or the published program says."""
+
+    epochs: int
+    rate: Callable[[int], float]
+    stop_gradient: bool
+    positives: str
+    batch: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    dataset: dict[str, Any]
+    backbone: dict[str, Any]
+    protocol: dict[str, Any]
+
+
+CIFAR_MEAN = (0.4914 * 255, 0.4822 * 255, 0.4465 * 255)
+CIFAR_STD = (0.2023 * 255, 0.1994 * 255, 0.2010 * 255)
+STL_MEAN, STL_STD = (0.4467 * 255, 0.4398 * 255, 0.4066 * 255), (0.2603 * 255, 0.2566 * 255, 0.2713 * 255)
+KNN = {"knn": {"k": 200, "temperature": 0.1}}
+RESNET = {"_target_": "src.backbones.resnet.resnet18", "width": 64}
+GOOGLENET = {"_target_": "src.backbones.inception.inception", "pretrained": True}
+WIDE = partial(Source, mean=(122.7717, 115.9465, 102.9801), std=(1, 1, 1), batch=64, backbone=GOOGLENET, epochs=60)
+SEEN = partial(Source, batch=128, positives="self", protocol=KNN)
+
+
+def retrieval(k: list[int], average: str, restarts: int) -> dict[str, Any]:
+    return {"retrieval": {"k": k}, "clustering": {"average": average, "restarts": restarts}}
+
+
+def fine(name: str, classes: int) -> dict[str, Any]:
+    return {"name": name, "size": 256, "resample": "lanczos", "train_classes": classes, "image_size": 227}
+
+
+SOURCES = {
+    "cifar10_paper": SEEN(
+        epochs=200,
+        rate=text_seen,
+        stop_gradient=False,
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        dataset={"name": "cifar10", "image_size": 32},
+        backbone=RESNET | {"initial_weights": "kaiming", "pool": None},
+    ),
+    "cifar10_official": SEEN(
+        epochs=301,
+        rate=program_seen,
+        stop_gradient=True,
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        dataset={"name": "cifar10", "image_size": 32},
+        backbone=RESNET | {"initial_weights": "torch", "pool": None},
+    ),
+    "stl10_paper": SEEN(
+        epochs=200,
+        rate=text_seen,
+        stop_gradient=False,
+        mean=STL_MEAN,
+        std=STL_STD,
+        dataset={"name": "stl10", "split": "train", "image_size": 96},
+        backbone=RESNET | {"initial_weights": "kaiming", "pool": None},
+    ),
+    "stl10_official": SEEN(
+        epochs=301,
+        rate=program_seen,
+        stop_gradient=True,
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        dataset={"name": "stl10", "split": "train+unlabeled", "image_size": 96},
+        backbone=RESNET | {"initial_weights": "torch", "pool": 7},
+    ),
+    **{
+        f"{name}_paper": WIDE(
+            rate=text_unseen,
+            stop_gradient=False,
+            positives="nearest" if name == "cub200" else "self",
+            dataset=fine(name, classes),
+            protocol=retrieval(k, "arithmetic", 1 if name == "products" else 3),
+        )
+        for name, classes, k in (
+            ("cub200", 100, [1, 2, 4, 8]),
+            ("cars196", 98, [1, 2, 4, 8]),
+            ("products", 11318, [1, 10, 100]),
+        )
+    },
+    **{
+        f"{name}_official": WIDE(
+            rate=program_unseen,
+            stop_gradient=True,
+            positives="nearest" if name == "cub200" else "self",
+            dataset=fine(name, classes),
+            protocol=retrieval(k, "geometric", 1 if name == "products" else 10),
+        )
+        for name, classes, k in (
+            ("cub200", 100, [1, 2, 4, 8]),
+            ("cars196", 98, [1, 2, 4, 8]),
+            ("products", 11318, [1, 10, 100]),
+        )
+    },
+}
+
+
+class Small(nn.Module):
+    """A network of eight features."""
+
+    num_features = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 8)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_says_what_its_source_says(preset: str) -> None:
+    config, source = load(f"experiment={preset}"), SOURCES[preset]
+    assert config.trainer.max_epochs == source.epochs
+    assert config.dataset.batch_size == source.batch
+    assert config.embedding_dim == 128
+    assert config.dataset.limit is None
+    assert tuple(config.dataset.mean) == pytest.approx(source.mean)
+    assert tuple(config.dataset.std) == pytest.approx(source.std)
+    for said, composed in ((source.dataset, config.dataset), (source.backbone, config.backbone)):
+        assert {key: composed[key] for key in said} == said
+    metrics = OmegaConf.to_container(config.protocol.metrics)
+    assert isinstance(metrics, dict)
+    assert set(metrics) == set(source.protocol)
+    for name, said in source.protocol.items():
+        assert {key: metrics[name][key] for key in said} == said
+    assert config.protocol.space == "embedding"
+    assert config.protocol.gallery == ("knn" in source.protocol)
+    assert config.protocol.disjoint == ("knn" not in source.protocol)
+
+    method = instantiate(config.method)
+    assert isinstance(method, InvariantSpreading)
+    assert (method.temperature, method.negatives) == (0.1, "all")
+    assert (method.stop_gradient, method.positives) == (source.stop_gradient, source.positives)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_learns_at_the_rate_of_its_source(preset: str) -> None:
+    config, source = load(f"experiment={preset}"), SOURCES[preset]
+    schedule, method = config.schedule, instantiate(config.method)
+    module = EmbeddingModule(
+        Small(), method, 4, instantiate(config.optimizer), schedule.milestones, schedule.factors, 0
+    )
+    (optimizer,), (scheduler,) = module.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.SGD)
+    (group,) = optimizer.param_groups
+    settings = [group[name] for name in ("momentum", "weight_decay", "nesterov", "dampening")]
+    assert settings == [0.9, 5e-4, False, 0]
+    for epoch in range(source.epochs):
+        assert group["lr"] == pytest.approx(source.rate(epoch)), epoch
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_augments_as_its_source(preset: str) -> None:
+    """demo_seen.py:85-92 and demo_unseen.py:106-124; section 4.2 for the latter."""
+    config = load(f"experiment={preset}").augmentation
+    made = {name: instantiate(config[name]) for name in config if name not in ("_target_", "size")}
+    if "knn" in SOURCES[preset].protocol:
+        assert list(made) == ["crop", "jitter", "gray", "flip"]
+        assert isinstance(made["crop"], random.RandomResizedCrop)
+        assert list(config.crop.scale) == [0.2, 1.0]
+        assert list(config.crop.ratio) == pytest.approx([3 / 4, 4 / 3])
+        strengths = [config.jitter[name] for name in ("brightness", "contrast", "saturation", "hue")]
+        assert strengths == [0.4] * 4
+        assert config.gray.p == 0.2
+    else:
+        assert list(made) == ["crop", "flip"]
+        assert isinstance(made["crop"], random.RandomCrop)
+    assert config.size == config.crop.size == SOURCES[preset].dataset["image_size"]
+    assert config.flip.p == 0.5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_preset_goes_with_any_method(method: str) -> None:
+    """Its options of one method are no other's."""
+    for preset in ("cifar10_paper", "cub200_paper"):
+        composed = load(f"experiment={preset}", f"method={method}").method
+        written = OmegaConf.load(ROOT / "conf" / "method" / f"{method}.yaml")
+        assert isinstance(written, DictConfig)
+        assert set(composed) == set(written)
+        instantiate(composed)
+
+
+def test_the_command_line_has_the_last_word() -> None:
+    method = load("experiment=cub200_paper", "method.positives=self", "method.stop_gradient=true").method
+    assert (method.positives, method.stop_gradient) == ("self", True)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_head_names_source_time_and_number(preset: str) -> None:
+    text = (ROOT / "conf" / "experiment" / f"{preset}.yaml").read_text()
+    head = " ".join(line.removeprefix("# ") for line in text[: text.index("defaults:")].splitlines())
+    for word in (f"python -m src.train experiment={preset}", "Source: ", "Expect "):
+        assert word in head
+    assert " h on 2 CPU cores" in head or "For a GPU" in head
