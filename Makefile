@@ -27,6 +27,9 @@ bench: $(READY) ## time the hot paths against a named peer, side by side
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[bench]'
 	@for script in $(filter-out benchmarks/__init__.py benchmarks/timing.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 
+mutants: $(READY) ## put faults into the code one at a time: at least 90% must make a test fail (45 minutes)
+	$(BIN)/python -m tests.mutants
+
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -37,5 +40,5 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[supervised,tensorboard,timm,dev]'
 	@touch $(READY)
 
-.PHONY: help train test check format bench clean
+.PHONY: help train test check format bench mutants clean
 .DEFAULT_GOAL := help

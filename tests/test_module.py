@@ -1,35 +1,67 @@
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from src.backbones.resnet import resnet18
 from src.callbacks.steps import Steps
-from src.methods.base import Method
+from src.methods.base import Method, TrainingSet
+from src.methods.exemplar import Exemplar
 from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss
 from src.module import EmbeddingModule
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_two_threads: None) -> None:
+    """Networks this small lose more to waiting for each other than they gain."""
+    torch.set_num_threads(1)
+
+
+class Eyes(nn.Module):
+    """A small backbone that draws, has a mode, and says in what type it computes."""
+
+    num_features = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6)
+        self.types: list[torch.dtype] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        convolved = self.layer(functional.dropout(images, 0.2, self.training))
+        self.types.append(convolved.dtype)
+        features: Tensor = self.norm(convolved).relu().mean((2, 3))
+        return features
 
 
 def make(
     milestones: tuple[int, ...] = (2, 3), factors: tuple[float, ...] = (0.1, 0.01), **options: Any
 ) -> EmbeddingModule:
     torch.manual_seed(0)
+    backbone = options.pop("backbone", Eyes)()
     method = options.pop("method", None) or InvariantSpreading(0.1, "all", True, 0.5, "self")
-    return EmbeddingModule(resnet18(8), method, 16, lambda p: torch.optim.SGD(p, lr=0.5), milestones, factors, 0)
+    method.setup(TrainingSet(40, 16, pretrained=False, labels=None))
+    seed = options.pop("seed", 0)
+    return EmbeddingModule(backbone, method, 16, lambda p: torch.optim.SGD(p, lr=0.5), milestones, factors, seed)
 
 
-def loader(batches: int = 1) -> DataLoader:
-    views = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    return DataLoader([{"index": torch.arange(4), "views": views}] * batches, batch_size=None)  # type: ignore[arg-type]
+def loader(batches: int = 1, views: int = 2) -> DataLoader:
+    """Batches of four images, number n those from 4n + 3 down to 4n."""
+    generator = torch.Generator().manual_seed(0)
+    index = torch.arange(4 * batches).view(batches, 4).flip(1)
+    images = torch.randn(batches, 4 * views, 3, 16, 16, generator=generator)
+    made = [{"index": index[n], "views": images[n]} for n in range(batches)]
+    return DataLoader(made, batch_size=None)  # type: ignore[arg-type]
 
 
-def fit(
-    module: EmbeddingModule, *callbacks: pl.Callback, epochs: int = 1, batches: int = 1, **options: Any
-) -> pl.Trainer:
-    trainer = pl.Trainer(
+def make_trainer(*callbacks: pl.Callback, epochs: int = 1, **options: Any) -> pl.Trainer:
+    return pl.Trainer(
         callbacks=[Steps(), *callbacks],
         max_epochs=epochs,
         accelerator="cpu",
@@ -39,45 +71,248 @@ def fit(
         enable_model_summary=False,
         **options,
     )
-    trainer.fit(module, loader(batches))
+
+
+def fit(
+    module: EmbeddingModule, *callbacks: pl.Callback, epochs: int = 1, batches: int = 1, **options: Any
+) -> pl.Trainer:
+    trainer = make_trainer(*callbacks, epochs=epochs, **options)
+    trainer.fit(module, loader(batches, module.method.views))
     return trainer
 
 
 def test_features_beside_the_embedding() -> None:
-    features, embedding = make()(torch.randn(2, 3, 32, 32))
-    assert features.shape == (2, 64)
-    assert embedding.shape == (2, 16)
-    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
+    module, images = make().eval(), torch.randn(2, 3, 32, 32)
+    features, embedding = module(images)
+    assert torch.equal(features, module.backbone(images))
+    torch.testing.assert_close(embedding, functional.normalize(module.head.linear(features), dim=1))
+    assert (features.shape, embedding.shape) == ((2, 6), (2, 16))
 
 
-class Spy(InvariantSpreading):
-    """Keeps the embeddings it was given."""
+class Watched(Method):
+    """Learns one weight and not the other, draws, and keeps what happens to it."""
+
+    def __init__(self, unit_norm: bool = True, options: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        self.unit_norm, self.optimizer_options = unit_norm, options or {}
+        self.weight, self.idle = nn.Parameter(torch.ones(16)), nn.Parameter(torch.ones(3))
+        self.events: list[tuple[str, Tensor, Tensor, Tensor]] = []
+        self.draws: list[Tensor] = []
+        self.autocast = False
 
     def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
-        self.seen, self.autocast = embeddings.detach(), torch.is_autocast_enabled("cpu")
-        return super().forward(embeddings, index)
+        self._keep("forward", embeddings, index)
+        self.draws.append(torch.rand(5))
+        self.autocast |= torch.is_autocast_enabled("cpu")
+        loss = (embeddings @ self.weight).sin().mean()
+        return {"loss": loss, "double": 2 * loss}
+
+    def after_step(self, embeddings: Tensor, index: Tensor) -> None:
+        self._keep("after_step", embeddings, index)
+
+    def _keep(self, name: str, embeddings: Tensor, index: Tensor) -> None:
+        assert embeddings.requires_grad == (name == "forward")
+        self.events.append((name, embeddings.detach().clone(), index.clone(), self.weight.detach().clone()))
 
 
-def test_the_loss_is_float32_under_autocast() -> None:
-    module = make(method=Spy(0.1, "all", True, 0.5, "self"))
-    trainer = fit(module, precision="bf16-mixed")
-    spy = module.method
-    assert isinstance(spy, Spy)
-    assert not spy.autocast
-    assert spy.seen.dtype == torch.float32
-    exact = invariant_spreading_loss(spy.seen.double()).item()
-    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(exact, rel=1e-6)
+class Blind(Watched):
+    """Learns from embeddings that it takes as they are."""
+
+    def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
+        return super().forward(embeddings, index) | {"loss": (embeddings.detach() @ self.weight).sum()}
 
 
-def test_schedule() -> None:
+@pytest.mark.parametrize(
+    ("method", "still"),
+    [
+        (InvariantSpreading(0.1, "all", True, 0.5, "self"), ()),
+        (Exemplar(0.1), ()),
+        (Watched(), ("method.idle",)),
+        (Blind(), ("method.idle", "backbone", "head")),
+    ],
+)
+def test_a_step_changes_every_parameter_that_the_loss_depends_on_and_no_other(
+    method: Method, still: tuple[str, ...]
+) -> None:
+    module = make(method=method, backbone=lambda: resnet18(8))
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    fit(module)
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.startswith(still or "none"), name
+    assert {name.split(".")[0] for name in before} >= {"backbone", "head"}
+
+
+def test_the_optimiser_holds_every_parameter_once_and_the_methods_in_its_own_way() -> None:
+    module = make(method=Watched(options={"lr": 0.2, "weight_decay": 0.01}))
+    (optimizer,), _ = module.configure_optimizers()
+    network, own = optimizer.param_groups
+    assert [id(p) for p in own["params"]] == [id(module.method.weight), id(module.method.idle)]
+    parts = [*module.backbone.parameters(), *module.head.parameters()]
+    assert [id(p) for p in network["params"]] == [id(p) for p in parts]
+    assert len(parts) + 2 == len(list(module.parameters()))
+    assert (network["lr"], network["weight_decay"], own["lr"], own["weight_decay"]) == (0.5, 0, 0.2, 0.01)
+    (optimizer,), _ = make().configure_optimizers()
+    assert len(optimizer.param_groups) == 1, "a method without parameters has no group"
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+def test_the_method_remembers_once_a_step_what_it_was_given_when_the_network_has_learned(unit_norm: bool) -> None:
+    method = Watched(unit_norm)
+    fit(make(method=method), epochs=2, batches=3)
+    assert [name for name, *_ in method.events] == ["forward", "after_step"] * 6
+    given, remembered = method.events[::2], method.events[1::2]
+    for step, ((_, z, index, before), (_, again, index_again, after)) in enumerate(zip(given, remembered, strict=True)):
+        assert index.tolist() == index_again.tolist() == [4 * (step % 3) + place for place in (3, 2, 1, 0)]
+        assert torch.equal(z, again)
+        assert not torch.equal(before, after), "the optimiser comes first"
+        norms = z.norm(dim=1)
+        assert torch.allclose(norms, torch.ones(8)) == unit_norm
+    for (*_, after), (*_, before) in zip(remembered[:-1], given[1:], strict=True):
+        assert torch.equal(after, before), "and nothing else changes a weight"
+
+
+class Outputs(pl.Callback):
+    """What the steps of training and evaluation return."""
+
+    def __init__(self) -> None:
+        self.training: list[dict[str, Any]] = []
+        self.validation: dict[int, list[dict[str, Tensor]]] = {}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.training.append(outputs)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.validation.setdefault(dataloader_idx, []).append(outputs)
+
+
+def test_a_step_returns_all_terms_detached() -> None:
+    outputs, method = Outputs(), Watched()
+    fit(make(method=method), outputs, batches=2)
+    for step in outputs.training:
+        assert step["terms"].keys() == {"loss", "double"}
+        assert not any(term.requires_grad for term in step["terms"].values())
+        assert step["terms"]["loss"] == step["loss"] == step["terms"]["double"] / 2
+    _, z, _, weight = method.events[0]
+    torch.testing.assert_close(outputs.training[0]["loss"], (z @ weight).sin().mean())
+
+
+def test_the_method_is_given_what_the_head_makes_of_the_views() -> None:
+    for unit_norm in (True, False):
+        method = Watched(unit_norm)
+        fit(make(method=method, backbone=lambda: resnet18(8)))
+        untrained = make(method=Watched(), backbone=lambda: resnet18(8))
+        (batch,) = loader()
+        with torch.no_grad():
+            projected = untrained.head.linear(untrained.backbone(batch["views"]))
+        expected = functional.normalize(projected, dim=1) if unit_norm else projected
+        torch.testing.assert_close(method.events[0][1], expected)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.bfloat16), ("32-true", torch.float32)])
+def test_under_autocast_the_network_computes_in_bfloat16_and_the_method_in_float32(
+    precision: str, dtype: torch.dtype
+) -> None:
+    method, outputs = Watched(), Outputs()
+    module = make(method=method)
+    trainer = fit(module, outputs, batches=2, precision=precision)
+    trainer.validate(module, evaluation(), verbose=False)
+    assert module.backbone.types == [dtype] * (2 + 4)
+    assert not method.autocast
+    assert {z.dtype for _, z, *_ in method.events} == {torch.float32}
+    for batch in outputs.validation[0]:
+        assert batch["embedding"].dtype == batch["pooled"].dtype == torch.float32
+        for space in ("embedding", "pooled"):
+            torch.testing.assert_close(batch[space].norm(dim=1), torch.ones(len(batch["index"])))
+
+
+def test_the_loss_is_exact_under_autocast() -> None:
+    outputs, seen = Outputs(), []
+    module = make()
+    module.method.register_forward_pre_hook(lambda method, inputs: seen.append(inputs[0].detach()))
+    fit(module, outputs, precision="bf16-mixed")
+    exact = invariant_spreading_loss(seen[0].double()).item()
+    assert outputs.training[0]["loss"].item() == pytest.approx(exact, rel=1e-6)
+
+
+def drawn(seed: int = 0, before: int = 0, **options: Any) -> list[Tensor]:
+    """What the network and the method draw at each of six steps, after `before` other draws."""
+    method = Watched()
+    module = make(method=method, seed=seed)
+    torch.manual_seed(before)
+    torch.rand(before)
+    trainer = make_trainer(epochs=2)
+    trainer.fit(module, loader(3), **options)
+    embeddings = [z.flatten() for name, z, *_ in method.events if name == "forward"]
+    return [torch.cat(pair) for pair in zip(method.draws, embeddings, strict=True)]
+
+
+def test_seed_and_step_decide_every_draw(tmp_path: Path) -> None:
+    first, again, other = drawn(), drawn(before=7), drawn(seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), "whatever was drawn before"
+    draws = [tuple(draw[:5].tolist()) for draw in first + other]
+    assert len(set(draws)) == 12, "each step its own, and each seed"
+    module = make(method=Watched())
+    fit(module, batches=3).save_checkpoint(tmp_path / "one.ckpt")
+    rest = drawn(before=3, ckpt_path=tmp_path / "one.ckpt", weights_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(first[3:], rest, strict=True)), "a run that goes on"
+
+
+def evaluation() -> list[DataLoader]:
+    """Query and gallery of five images in two batches, indices and labels of no order."""
+
+    def batches(seed: int) -> Iterator[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randn(5, 3, 16, 16, generator=generator)
+        index, label = torch.randperm(5, generator=generator), torch.randint(9, (5,), generator=generator)
+        for rows in torch.arange(5).split(3):
+            yield {"index": index[rows], "label": label[rows], "image": images[rows]}
+
+    return [DataLoader(list(batches(seed)), batch_size=None) for seed in (1, 2)]  # type: ignore[arg-type]
+
+
+def test_an_evaluation_step_returns_both_spaces_of_its_images_in_eval_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, outputs, equalised = make(method=Watched(unit_norm=False)), Outputs(), []
+    monkeypatch.setattr("src.module.broadcast_buffers", lambda part: equalised.append(part))
+    fit(module)
+    make_trainer(outputs).validate(module, evaluation(), verbose=False)
+    assert equalised == [module], "of what a checkpoint holds"
+    module.eval()
+    for number, batches in enumerate(evaluation()):
+        assert len(outputs.validation[number]) == 2
+        for batch, found in zip(batches, outputs.validation[number], strict=True):
+            assert found.keys() == {"index", "label", "embedding", "pooled"}
+            assert torch.equal(found["index"], batch["index"])
+            assert torch.equal(found["label"], batch["label"])
+            with torch.no_grad():
+                features = module.backbone(batch["image"])
+                embedding = functional.normalize(module.head.linear(features), dim=1)
+            torch.testing.assert_close(found["pooled"], functional.normalize(features, dim=1))
+            torch.testing.assert_close(found["embedding"], embedding)
+
+
+@pytest.mark.parametrize(
+    ("milestones", "factors", "shares"),
+    [
+        ((2, 3), (0.1, 0.01), (1, 1, 0.1, 0.01, 0.01)),
+        ((), (), (1, 1)),
+        ((1, 1), (0.5, 0.2), (1, 0.2)),
+        ((0,), (3,), (3,)),
+    ],
+)
+def test_schedule(milestones: tuple[int, ...], factors: tuple[float, ...], shares: tuple[float, ...]) -> None:
+    """At every step of every epoch, of the network's rate and of the method's own."""
     rates = []
 
     class Rates(pl.Callback):
-        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
-    fit(make(), Rates(), epochs=5)
-    assert rates == pytest.approx([0.5, 0.5, 0.05, 0.005, 0.005])
+    module = make(milestones, factors, method=Watched(options={"lr": 0.2}))
+    fit(module, Rates(), epochs=len(shares), batches=3)
+    expected = [[0.5 * share, 0.2 * share] for share in shares for _ in range(3)]
+    assert [rate for pair in rates for rate in pair] == pytest.approx([rate for pair in expected for rate in pair])
 
 
 @pytest.mark.parametrize(("milestones", "factors"), [((3, 2), (0.1, 0.1)), ((1, 2), (0.1,))])
@@ -100,5 +335,5 @@ class Broken(Method):
 def test_a_loss_that_is_not_finite_stops_with_step_and_batch(every: int) -> None:
     """However seldom it is looked at, the first bad step is named, and no epoch ends unseen, nor does the training."""
     for steps in (-1, 4):
-        with pytest.raises(FloatingPointError, match=r"nan at step 2 \(epoch 0, batch 2, images \[0, 1, 2, 3\]\)"):
+        with pytest.raises(FloatingPointError, match=r"nan at step 2 \(epoch 0, batch 2, images \[11, 10, 9, 8\]\)"):
             fit(make(method=Broken()), batches=5, log_every_n_steps=every, max_steps=steps)

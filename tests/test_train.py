@@ -290,7 +290,7 @@ def test_damaged_files_are_named(run: Run, tmp_path: Path) -> None:
 def test_evaluate_names_what_is_missing(run: Run, tmp_path: Path) -> None:
     for argument, message in (
         (f"run={tmp_path}", "no run is there"),
-        ("checkpoint=best", "run"),
+        ("checkpoint=best", "Missing mandatory value: run"),
     ):
         done = run("src.evaluate", argument)
         assert done.returncode == 1

@@ -106,7 +106,7 @@ class DeepCluster(Method):
         seed = int(torch.randint(2**31, (1,), generator=generator))
         labels, _ = kmeans(whiten(features, self.pca), self.clusters, seed, iterations=self.iterations, tolerance=0)
         self.labels.copy_(labels)
-        weights = torch.randn(self.weights.shape, generator=generator)
+        weights = torch.randn(self.weights.shape, generator=generator).to(self.weights)
         if self.biases is None:  # of unit norm, since a cosine classifier turns the slower the longer its weights are
             self.weights.copy_(functional.normalize(weights, dim=1))
         else:

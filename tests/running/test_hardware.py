@@ -1,12 +1,27 @@
+import os
+import platform
+
 import pytest
 import torch
 
 from src.running.hardware import count_ranks, describe_hardware, describe_versions, select_accelerator, select_precision
 
 
-def test_accelerator() -> None:
+@pytest.mark.parametrize(
+    ("cuda", "mps", "auto"), [(True, False, "gpu"), (False, True, "mps"), (True, True, "gpu"), (False, False, "cpu")]
+)
+def test_accelerator(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, auto: str) -> None:
+    """On machines that have it, and that do not."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert select_accelerator("auto") == auto
     assert select_accelerator("cpu") == "cpu"
-    assert select_accelerator("auto") == select_accelerator(select_accelerator("auto"))
+    for asked, accelerator, there in (("gpu", "gpu", cuda), ("cuda", "gpu", cuda), ("mps", "mps", mps)):
+        if there:
+            assert select_accelerator(asked) == accelerator
+        else:
+            with pytest.raises(ValueError, match=f"accelerator={asked}, but none is visible here"):
+                select_accelerator(asked)
     with pytest.raises(ValueError, match=r"accelerator=quantum is unknown: choose auto, gpu, mps, cpu"):
         select_accelerator("quantum")
 
@@ -22,21 +37,33 @@ def test_impossible_ranks_are_named(devices: int | str) -> None:
         count_ranks("cpu", devices)
 
 
-def test_more_gpus_than_there_are() -> None:
-    here = torch.cuda.device_count()
-    with pytest.raises(ValueError, match=f"trainer.devices={here + 1}, but this machine has {here}"):
-        count_ranks("gpu", here + 1)
+@pytest.mark.parametrize(("devices", "ranks"), [(1, 1), ("3", 3), ([0, 2], 2), (-1, 4), ("-1", 4), ("auto", 4)])
+def test_ranks_on_four_gpus(monkeypatch: pytest.MonkeyPatch, devices: int | str | list[int], ranks: int) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert count_ranks("gpu", devices) == ranks
+    with pytest.raises(ValueError, match=r"trainer.devices=5, but this machine has 4: use at most that many"):
+        count_ranks("gpu", 5)
 
 
-def test_precision() -> None:
-    assert select_precision("16-mixed", "cpu") == "16-mixed"
+@pytest.mark.parametrize(("bfloat16", "auto"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_precision(monkeypatch: pytest.MonkeyPatch, bfloat16: bool, auto: str) -> None:
+    """bfloat16 where the hardware has it; CUDA would also emulate it, slowly."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bfloat16)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16 or including_emulation
+    )
+    assert select_precision("auto", "cpu") == auto
+    assert select_precision("auto", "gpu") == auto
     assert select_precision("auto", "mps") == "32-true"
-    expected = "bf16-mixed" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "32-true"
-    assert select_precision("auto", "cpu") == expected
+    for asked in ("16-mixed", "32-true", "bf16-mixed"):
+        assert select_precision(asked, "cpu") == asked
 
 
 def test_what_a_result_records() -> None:
     hardware = describe_hardware("cpu", 2)
-    assert hardware["ranks"] == 2
+    assert (hardware["accelerator"], hardware["ranks"], hardware["threads"]) == ("cpu", 2, torch.get_num_threads())
+    assert hardware["cores"] == os.cpu_count()
     assert hardware["cpu"]
-    assert describe_versions()["torch"] == torch.__version__.split("+")[0]
+    versions = describe_versions()
+    assert versions["torch"] == torch.__version__.split("+")[0]
+    assert versions["python"] == platform.python_version()

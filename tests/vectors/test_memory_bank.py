@@ -2,23 +2,36 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.functional import normalize
 
 from src.vectors.memory_bank import MemoryBank
 from tests.methods.reference import unit
 from tests.running.test_distributed import on_two_ranks
 
 
-def test_an_update_mixes_and_normalises() -> None:
-    bank = MemoryBank(5, 3, momentum=0.25).double()
-    before, new = bank.memory.clone(), unit(2, 3)
-    bank.update(torch.tensor([3, 1]), new)
-    for row, entry in ((3, new[0]), (1, new[1])):
-        torch.testing.assert_close(bank.memory[row], normalize(0.25 * before[row] + 0.75 * entry, dim=0))
-    for row in (0, 2, 4):
-        assert torch.equal(bank.memory[row], before[row])
-    assert bank.seen.tolist() == [False, True, False, True, False]
-    torch.testing.assert_close(bank.memory.norm(dim=1), torch.ones(5, dtype=torch.float64))
+def test_before_any_update_it_points_everywhere() -> None:
+    torch.manual_seed(0)
+    bank = MemoryBank(400, 3, 0.5)
+    torch.testing.assert_close(bank.memory.norm(dim=1), torch.ones(400))
+    assert bank.memory.mean(0).abs().max() < 0.15, "no direction is preferred"
+    assert bank.memory.std(0).min() > 0.5
+    assert bank.seen.dtype == torch.bool
+    assert not bank.seen.any()
+
+
+@pytest.mark.parametrize("momentum", [0, 0.25, 0.9])
+def test_updates_mix_with_what_was_there_and_normalise(momentum: float) -> None:
+    """Three in turn, some rows again, the others left alone; a row at a time, with plain numbers."""
+    bank = MemoryBank(5, 3, momentum).double()
+    expected, seen = bank.memory.tolist(), [False] * 5
+    for step, index in enumerate(([3, 1], [0, 3], [3])):
+        new = unit(len(index), 3, seed=step)
+        bank.update(torch.tensor(index), new)
+        for row, entry in zip(index, new.tolist(), strict=True):
+            mixed = [momentum * old + (1 - momentum) * value for old, value in zip(expected[row], entry, strict=True)]
+            length = sum(value * value for value in mixed) ** 0.5
+            expected[row], seen[row] = [value / length for value in mixed], True
+        torch.testing.assert_close(bank.memory, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+        assert bank.seen.tolist() == seen
 
 
 def test_it_is_saved_and_no_parameter() -> None:
