@@ -215,7 +215,7 @@ def start(path: str, mutant: Mutant | None) -> int:
 
 
 def run(jobs: Sequence[Mutant], at_once: int) -> list[Mutant]:
-    """Those of the mutants that no test notices."""
+    """Those of the mutants that no test notices, each printed when it is found."""
     from rich.progress import track
 
     survivors: list[Mutant] = []
@@ -231,6 +231,7 @@ def run(jobs: Sequence[Mutant], at_once: int) -> list[Mutant]:
                 mutant, _ = running.pop(child)
                 if os.waitstatus_to_exitcode(status) == 0:
                     survivors.append(mutant)
+                    print(f"survived: {mutant.path}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
                 break
             for other, (_, began) in running.items():
                 if time.monotonic() - began > PATIENCE:
@@ -265,8 +266,6 @@ def main() -> None:
         total, alive = (sum(m.path == name for m in group) for group in (jobs, survivors))
         if total:
             print(f"{name:40} {total:5} mutants, {100 * (total - alive) / total:5.1f}% killed")
-    for mutant in sorted(survivors, key=lambda m: (m.path, m.line)):
-        print(f"survived: {mutant.path}:{mutant.line}: {mutant.before}  ->  {mutant.after}")
     share = 1 - len(survivors) / len(jobs)
     print(f"mutants: {len(jobs) - len(survivors)} killed, {len(survivors)} survived: {100 * share:.1f}% killed")
     sys.stdout.flush()
