@@ -30,6 +30,9 @@ bench: $(READY) ## time the hot paths against a named peer, side by side
 mutants: $(READY) ## put faults into the code one at a time: at least 90% must make a test fail (45 minutes)
 	$(BIN)/python -m tests.mutants
 
+chaos: $(READY) ## kill real runs at random moments: they must end as if nothing had happened (an hour)
+	$(BIN)/python -m tests.chaos
+
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -40,5 +43,5 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[supervised,tensorboard,timm,dev]'
 	@touch $(READY)
 
-.PHONY: help train test check format bench mutants clean
+.PHONY: help train test check format bench mutants chaos clean
 .DEFAULT_GOAL := help

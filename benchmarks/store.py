@@ -62,6 +62,7 @@ def main() -> None:
         def build(where: Path) -> dict[str, object]:
             with redirect_stdout(io.StringIO()):  # its progress bar
                 decode_split(where, "train", paths, [0] * len(paths), SIZE, "bilinear", skip_broken=False)
+                decode_split(where, "test", paths[:1], [0], SIZE, "bilinear", skip_broken=False)
             return {"classes": ["all"], "source": name}
 
         prepare_store(folder / "store", build)

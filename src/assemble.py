@@ -1,6 +1,5 @@
 """From a resolved config to data, network with its method, and metrics, checked against each other; and a trainer."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,12 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
 
+from src.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
 from src.callbacks.evaluation import Evaluation
+from src.callbacks.history import History
 from src.callbacks.refresh import Refresh
 from src.callbacks.steps import Steps
 from src.datamodules.base import StoreDataModule
@@ -42,6 +44,8 @@ def assemble(config: DictConfig, ranks: int) -> tuple[StoreDataModule, Embedding
     for metric in metrics.values():
         metric.check(datamodule.query_labels, datamodule.gallery_labels)
     evaluation = Evaluation(metrics, config.protocol.space)
+    if config.protocol.monitor not in (scores := evaluation.scores()):
+        raise ValueError(f"protocol.monitor={config.protocol.monitor}: must be one of {', '.join(scores)}")
     module = EmbeddingModule(
         backbone,
         instantiate(config.method),
@@ -70,11 +74,11 @@ def check_disjoint(datamodule: StoreDataModule) -> None:
         )
 
 
-def make_logger(config: DictConfig, module: EmbeddingModule) -> Logger | None:
+def make_logger(config: DictConfig, folder: Path, module: EmbeddingModule) -> Logger | None:
     """The run's logger, told of every setting; None where none is asked for."""
     if not config.logger:
         return None
-    logger: Logger = instantiate(config.logger)
+    logger: Logger = instantiate(config.logger, save_dir=folder)
     plain: Any = OmegaConf.to_container(config)
     logger.log_hyperparams({**plain, "labels_used": module.method.supervised})
     return logger
@@ -84,19 +88,27 @@ def make_trainer(
     config: DictConfig,
     folder: Path,
     module: EmbeddingModule,
-    callbacks: Sequence[pl.Callback],
+    evaluation: Evaluation,
+    history: History,
     logger: Logger | None,
 ) -> pl.Trainer:
-    """A trainer with `callbacks` and the config's; compiles the network where the config asks for it."""
+    """A trainer with the callbacks of every run and the config's; compiles the network where the config asks for it."""
     if not module.method.trains:
         config.trainer.max_epochs = 0
     if config.compile:
         module.backbone.compile()
     chosen = [instantiate(callback) for callback in config.callbacks.values() if callback]
+    if not config.trainer.enable_progress_bar:
+        chosen = [callback for callback in chosen if not isinstance(callback, ProgressBar)]
+    kept = Checkpoints(folder, history, config.protocol.monitor)
     trainer: pl.Trainer = instantiate(
         config.trainer,
         logger=logger or False,
-        callbacks=[Refresh(config.seed), Steps(), *callbacks, *chosen],
+        callbacks=[Refresh(config.seed), Steps(), evaluation, history, *chosen, kept],
+        plugins=[WholeCheckpointIO()],
         default_root_dir=str(folder),
+        num_sanity_val_steps=0,  # the untrained network is scored in full
+        use_distributed_sampler=False,  # the datamodule brings its own
+        enable_model_summary=False,
     )
     return trainer

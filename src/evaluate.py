@@ -1,35 +1,44 @@
 """Score a finished run again: `python -m src.evaluate run=PATH`."""
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from src.running import cli, runs
+from src.running import cli
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+@cli.telling_mistakes
 def main(config: DictConfig) -> None:
     """Every metric of the run's protocol, of the checkpoint chosen, beside what the run itself wrote."""
+    from src import settings
+    from src.running import runs
+
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    settings.check(plain, settings.EVALUATE)
+    folder, which = Path(config.run), config.checkpoint
+    if folder.is_file():
+        folder, which = folder.absolute().parent.parent, folder.stem
+    saved = runs.load_config(folder)
+    saved.protocol = OmegaConf.merge(saved.protocol, config.protocol)
+    saved.dataset.gallery, saved.dataset.cache_dir = saved.protocol.gallery, config.cache_dir
+    if "pretrained" in saved.backbone:
+        saved.backbone.pretrained = False  # the checkpoint has every weight
+    merged: Any = OmegaConf.to_container(saved)
+    settings.check(merged)
+
     import pytorch_lightning as pl
 
     from src.assemble import assemble
-    from src.running import hardware
+    from src.running import checkpoints, hardware
 
     hardware.settle()
-    folder, which = Path(config.run), config.checkpoint
-    if folder.is_file():
-        folder, which = folder.parent.parent, folder.stem
-    saved = runs.load_config(folder)
-    saved.protocol = OmegaConf.merge(saved.protocol, config.protocol)
-    saved.dataset.gallery = saved.protocol.gallery
-    saved.dataset.cache_dir = config.cache_dir or saved.dataset.cache_dir
-    if "pretrained" in saved.backbone:
-        saved.backbone.pretrained = False  # the checkpoint has every weight
     accelerator = hardware.select_accelerator(config.accelerator)
-    checkpoint = runs.load_checkpoint(folder / "checkpoints" / f"{which}.ckpt")
+    checkpoint = checkpoints.load(checkpoints.path_of(folder, which))
     datamodule, module, evaluation = assemble(saved, ranks=1)
-    module.load_state_dict(checkpoint["state_dict"])
+    checkpoints.fill(module, checkpoint)
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=1,
@@ -40,7 +49,7 @@ def main(config: DictConfig) -> None:
         enable_checkpointing=False,
     )
     trainer.validate(module, datamodule, verbose=False)
-    written = runs.read_results(folder).get(which, {}) if (folder / "results.json").exists() else {}
+    written = (runs.read_results(folder).get(which) or {}) if (folder / "results.json").exists() else {}
     print(f"{folder}, {which} checkpoint of epoch {checkpoint['epoch'] + 1}")
     for name, value in trainer.callback_metrics.items():
         note = f"  results.json: {written[name]:.4f}" if name in written else ""

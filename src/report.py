@@ -6,6 +6,7 @@ from pathlib import Path
 
 from src.reporting.results import find_results
 from src.reporting.table import table
+from src.running import cli
 
 
 def main() -> None:
@@ -13,11 +14,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="+", help="run folders, or folders that hold them")
     parser.add_argument("--figure", type=Path, help="also draw the curves into this file")
     options = parser.parse_args()
-    try:
-        results = find_results(options.folder)
-    except OSError as error:
-        sys.exit(f"error: {error}")
+    if options.figure and not options.figure.parent.is_dir():
+        raise FileNotFoundError(f"--figure {options.figure}: there is no folder {options.figure.parent}")
+    results, left_out = find_results(options.folder)
     print(table(results))
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
     if options.figure:
         from src.reporting.figure import draw
 
@@ -25,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -1,7 +1,6 @@
 """Train an embedding, score it every epoch, write `results.json`: `python -m src.train --help`."""
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,30 +8,41 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from src.running import cli, runs
+from src.running import cli
 
 # Torch and Lightning take seconds to import: what needs them imports them inside, so that --help answers at once.
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+@cli.telling_mistakes
 def main(config: DictConfig) -> float:
     """One run of the composed config; returns the monitored score of its last epoch, which a sweeper can maximise."""
+    from src import settings
+
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    settings.check(plain)
+    OmegaConf.resolve(config)
+
+    from src.running import ranks, runs
     from src.running.hardware import count_ranks, select_accelerator, select_precision
 
     launched = HydraConfig.get()
     folder = Path(launched.runtime.output_dir)
     choices = {group: choice for group, choice in launched.runtime.choices.items() if not group.startswith("hydra")}
-    OmegaConf.resolve(config)
     config.trainer.accelerator = select_accelerator(config.trainer.accelerator)
     config.trainer.precision = select_precision(config.trainer.precision, config.trainer.accelerator)
     if config.trainer.sync_batchnorm == "auto":
         config.trainer.sync_batchnorm = config.trainer.accelerator == "gpu"  # torch has none for CPUs
-    ranks = count_ranks(config.trainer.accelerator, config.trainer.devices)
-    runs.begin(folder, config)
-    if ranks > 1 and "LOCAL_RANK" not in os.environ:
-        runs.spawn(train, ranks, config, folder, choices)
-        return float(runs.read_results(folder)["last"][config.protocol.monitor])
-    return train(config, folder, choices)
+    count = count_ranks(config.trainer.accelerator, config.trainer.devices)
+    if int(os.environ.get("RANK", 0)) > 0:  # another process, of those that torchrun started, keeps the folder
+        return train(config, folder, choices)
+    with runs.claimed(folder):
+        runs.begin(folder, config)
+        with runs.saying_how_to_go_on(folder, launched.overrides.task):
+            if count == 1 or "LOCAL_RANK" in os.environ:
+                return train(config, folder, choices)
+            ranks.spawn(train, count, config, folder, choices)
+            return float(runs.read_results(folder)["last"][config.protocol.monitor])
 
 
 def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
@@ -42,40 +52,36 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
     from src.assemble import assemble, make_logger, make_trainer
     from src.callbacks.history import History
     from src.reporting.record import announce, collect, summary
-    from src.running import hardware
+    from src.running import checkpoints, hardware, runs
     from src.running.loggers import finishing
 
-    started = time.perf_counter()
+    history = History()
     hardware.settle()
     pl.seed_everything(config.seed, verbose=False)
-    last = runs.last_checkpoint(folder)
-    if last:
-        runs.load_checkpoint(last)
     facts = hardware.describe_hardware(config.trainer.accelerator, config.trainer.devices)
+    last = checkpoints.find_last(folder, config.trainer.max_epochs)
     datamodule, module, evaluation = assemble(config, int(facts["ranks"]))
     settings: Any = OmegaConf.to_container(config)
 
-    history, monitor = History(), config.protocol.monitor
-    with finishing(make_logger(config, module), folder) as logger:
-        trainer = make_trainer(config, folder, module, [evaluation, history], logger)
+    with finishing(make_logger(config, folder, module)) as logger:
+        trainer = make_trainer(config, folder, module, evaluation, history, logger)
         if trainer.is_global_zero:
             print(announce(settings, choices, datamodule, module, facts, last), flush=True)
 
         if last is None:
             trainer.validate(module, datamodule, verbose=False)
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
-        best = history.best(monitor)  # the epoch that best.ckpt holds
-        if monitor not in history.rows[-1]:
+        best = history.best(config.protocol.monitor)  # the epoch that best.ckpt holds
+        if config.protocol.monitor not in history.rows[-1]:
             trainer.validate(module, datamodule, verbose=False)
 
-        results = collect(settings, choices, datamodule, module, history, facts)
-        results |= {"best": best, "resumed": last is not None, "wall_time_s": round(time.perf_counter() - started, 1)}
+        results = collect(settings, choices, datamodule, module, history, facts) | {"best": best}
         if trainer.is_global_zero:
             runs.write_results(folder, results)
     if trainer.is_global_zero:
         print(summary(results))
         print(folder, flush=True)
-    return history.rows[-1][monitor]
+    return history.rows[-1][config.protocol.monitor]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Shared fixtures: a loopback web server, a small store, and the entry points run as a user runs them."""
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -117,21 +120,40 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+def _become(module: str, arguments: tuple[str, ...], environment: dict[str, str], output: str, errors: str) -> None:
+    """Be what `python -m MODULE ARGUMENTS` would be, in a process of its own."""
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ |= environment
+    for stream, path in ((0, os.devnull), (1, output), (2, errors)):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), stream)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+@pytest.fixture(scope="session")
+def forkserver() -> Any:
+    """Forks processes from one that has imported torch and the like, which takes seconds, but nothing of ours."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torchvision", "pytorch_lightning", "torchmetrics", "matplotlib", "wandb"])
+    return context
+
+
 @pytest.fixture
-def run(cache: Path, tmp_path: Path) -> Run:
+def run(cache: Path, tmp_path: Path, forkserver: Any) -> Run:
     """Call `python -m MODULE ARGUMENTS` in the checkout, without W&B credentials of the machine's."""
 
     def call(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
         env = inherited | {"ISIF_CACHE": str(cache), "HOME": str(tmp_path), "COLUMNS": "200"} | environment
-        return subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            cwd=ROOT,
-            env=env,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=600,
-        )
+        with tempfile.TemporaryDirectory() as place:
+            said = [Path(place) / name for name in ("output", "errors")]
+            process = forkserver.Process(target=_become, args=(module, arguments, env, *map(str, said)))
+            process.start()
+            process.join(600)
+            if process.exitcode is None:
+                process.kill()
+                raise subprocess.TimeoutExpired([module, *arguments], 600)
+            return subprocess.CompletedProcess([module, *arguments], process.exitcode, *(p.read_text() for p in said))
 
     return call

@@ -26,12 +26,14 @@ def test_every_method_runs_by_one_command(run: Run, sweep: Path) -> None:
         "-m",
         "method=glob(*)",
         "dataset=digits",
+        "dataset.limit=500",
         "trainer.max_epochs=1",
         "logger=none",
         f"hydra.sweep.dir={sweep}/all",
     )
     assert done.returncode == 0, done.stderr
-    results = find_results([sweep])
+    results, left_out = find_results([sweep])
+    assert not left_out
     assert sorted(result["choices"]["method"] for result in results) == METHODS
     assert len({result["untrained"]["knn/top1"] for result in results}) == 1, "they start from one network"
     for result in results:
@@ -63,7 +65,7 @@ def changed(result: dict[str, Any], **values: Any) -> dict[str, Any]:
 
 
 def by_method(sweep: Path, method: str) -> dict[str, Any]:
-    return next(result for result in find_results([sweep]) if result["choices"]["method"] == method)
+    return next(result for result in find_results([sweep])[0] if result["choices"]["method"] == method)
 
 
 def test_seeds_are_averaged_and_settings_kept_apart(sweep: Path) -> None:
@@ -117,4 +119,39 @@ def test_a_figure_of_runs_with_few_scores(sweep: Path, tmp_path: Path) -> None:
 def test_no_runs(run: Run, tmp_path: Path) -> None:
     done = run("src.report", str(tmp_path))
     assert done.returncode == 1
-    assert f"error: no results.json in {tmp_path}" in done.stderr
+    assert f"error: no run's results.json in {tmp_path}" in done.stderr
+
+
+def test_copies_count_once_and_what_no_run_wrote_is_left_out(run: Run, sweep: Path, tmp_path: Path) -> None:
+    nce = by_method(sweep, "nce")
+    content = {
+        "a": nce,
+        "copy": nce,
+        "other": changed(nce, config__seed=1, seed=1),
+        "foreign": [1, 2],
+        "text": changed(nce, config__seed=2, last__epoch="many"),
+        "nan": changed(nce, config__seed=3, history=[{"epoch": 1, "knn/top1": "high"}]),
+        "bare": {"last": {"epoch": 1}},
+    }
+    for name, results in content.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "results.json").write_text(json.dumps(nce)[:100])
+    found, left_out = find_results([tmp_path])
+    assert [result["config"]["seed"] for result in found] == [0, 1]
+    assert len(left_out) == 6
+    assert f"{tmp_path}/copy has the config and the seed of {tmp_path}/a" in left_out
+    report = run("src.report", str(tmp_path))
+    assert report.returncode == 0, report.stderr
+    assert "| 2 |" in report.stdout
+    assert report.stderr.count("left out: ") == 6
+    broken = run("src.report", str(tmp_path / "half"))
+    assert broken.returncode == 1
+    assert len(broken.stderr.splitlines()) == 1
+
+
+def test_a_figure_for_a_folder_that_is_not_there(run: Run, sweep: Path) -> None:
+    done = run("src.report", str(sweep), "--figure", str(sweep / "none" / "x.png"))
+    assert done.returncode == 1
+    assert done.stderr == f"error: --figure {sweep}/none/x.png: there is no folder {sweep}/none\n"

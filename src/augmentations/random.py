@@ -7,12 +7,14 @@ drawn on the host from a CPU generator, so one seed gives the same crops and col
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import torch
+from annotated_types import Interval
 from torch import Generator, Tensor
 
 from src.augmentations import functional
+from src.hints import Fractions, NonNegative, Pixels, Positives, Probability
 
 IN_CACHE = 2**20  # numbers of a batch that a CPU augments at once
 
@@ -36,23 +38,18 @@ def _uniform(bounds: tuple[float, float], shape: tuple[int, ...], generator: Gen
     return torch.rand(shape, generator=generator) * (high - low) + low
 
 
-def _probability(name: str, p: float) -> None:
-    if not 0 <= p <= 1:
-        raise ValueError(f"augmentation.{name}={p}: a probability lies between 0 and 1")
-
-
 @dataclass
 class RandomResizedCrop:
     """A box of random area (`scale`, share of the image) and aspect (`ratio`, width by height), resized to `size`."""
 
-    size: int
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
+    size: Pixels
+    scale: Fractions
+    ratio: Positives
 
     def __post_init__(self) -> None:
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
-            if not 0 < low <= high:
-                raise ValueError(f"augmentation.crop.{name}=[{low}, {high}]: give two rising positive numbers")
+            if low > high:
+                raise ValueError(f"augmentation.crop.{name}=[{low}, {high}]: the first must not exceed the second")
 
     def draw(self, count: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
         """Boxes `(count, 4)`: of ten tries the first that fits, else the largest central box of a legal ratio."""
@@ -82,7 +79,7 @@ class RandomResizedCrop:
 class RandomCrop:
     """A square of `size` pixels from anywhere in the image."""
 
-    size: int
+    size: Pixels
 
     def draw(self, count: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
         """Corners `(count, 2)`, every place equally likely."""
@@ -103,16 +100,10 @@ class ColorJitter:
     """
 
     size: ClassVar[None] = None
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-
-    def __post_init__(self) -> None:
-        for name in ("brightness", "contrast", "saturation", "hue"):
-            strength, most = getattr(self, name), 0.5 if name == "hue" else math.inf
-            if not 0 <= strength <= most:
-                raise ValueError(f"augmentation.jitter.{name}={strength}: must lie between 0 and {most}")
+    brightness: NonNegative
+    contrast: NonNegative
+    saturation: NonNegative
+    hue: Annotated[float, Interval(ge=0, le=0.5)]
 
     def draw(self, count: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
         """Strengths `(count, 4)` and the order `(count, 4)` in which the four operations apply."""
@@ -136,10 +127,7 @@ class RandomGrayscale:
     """Grey with probability `p`."""
 
     size: ClassVar[None] = None
-    p: float
-
-    def __post_init__(self) -> None:
-        _probability("gray.p", self.p)
+    p: Probability
 
     def draw(self, count: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
         """A mask `(count,)` of the images that turn grey."""
@@ -154,10 +142,7 @@ class RandomHorizontalFlip:
     """Mirrored, left to right, with probability `p`."""
 
     size: ClassVar[None] = None
-    p: float
-
-    def __post_init__(self) -> None:
-        _probability("flip.p", self.p)
+    p: Probability
 
     def draw(self, count: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
         """A mask `(count,)` of the images that are mirrored."""
@@ -173,7 +158,7 @@ class Augmentation:
     An operation that is None is skipped, so `crop: null` switches the crop off.
     """
 
-    def __init__(self, size: int, **operations: RandomOperation | None) -> None:
+    def __init__(self, size: Pixels, **operations: RandomOperation | None) -> None:
         self.size = size
         self.operations = {name: operation for name, operation in operations.items() if operation is not None}
 

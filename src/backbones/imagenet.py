@@ -1,14 +1,19 @@
 """Networks of other libraries with their ImageNet weights, cut off after the pooling."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from src.hints import Text
+
 REMEDY = "name a file with backbone.weights=PATH, or start from scratch with backbone.pretrained=false"
+
+
+TorchvisionName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "googlenet"]
 
 
 class Pooled(nn.Module):
@@ -34,7 +39,7 @@ class Pooled(nn.Module):
         return last.mean((2, 3))
 
 
-def from_torchvision(name: str, weights: str | None, pretrained: bool) -> Pooled:
+def from_torchvision(name: TorchvisionName, weights: Text | None, pretrained: bool) -> Pooled:
     """A torchvision classifier whose last layer is called `fc`, such as `resnet18`, `resnet50` or `googlenet`.
 
     Args:
@@ -60,7 +65,7 @@ def from_torchvision(name: str, weights: str | None, pretrained: bool) -> Pooled
     return Pooled(network, num_features)
 
 
-def from_timm(name: str, weights: str | None, pretrained: bool) -> Pooled:
+def from_timm(name: Text, weights: Text | None, pretrained: bool) -> Pooled:
     """Any network of timm (`pip install timm`), by its name there; arguments and errors as of `from_torchvision`.
 
     Raises:

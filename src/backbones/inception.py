@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from src.backbones.weights import read_weights
+from src.hints import Text
 from src.running.download import download
 
 # BVLC GoogLeNet, released for unrestricted use.
@@ -133,7 +134,7 @@ class GoogLeNet(nn.Module):
         return last.mean((2, 3))
 
 
-def inception(weights: str | None, pretrained: bool, cache_dir: str) -> GoogLeNet:
+def inception(weights: Text | None, pretrained: bool, cache_dir: Text) -> GoogLeNet:
     """The network with published or given weights, or from scratch.
 
     Args:

@@ -1,13 +1,15 @@
 """ResNets in their CIFAR form, for images of 32 to 96 pixels: a 3x3 stem and no max-pooling (He et al., CVPR 2016)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from src.backbones.winograd import WinogradConv2d
+from src.hints import Count, Width
 
-INITIAL_WEIGHTS = ("kaiming", "torch")
+InitialWeights = Literal["kaiming", "torch"]
 
 
 class SmallImageResNet(nn.Module):
@@ -31,17 +33,11 @@ class SmallImageResNet(nn.Module):
         block: type[BasicBlock] | type[Bottleneck],
         depths: Sequence[int],
         width: int,
-        initial_weights: str,
+        initial_weights: InitialWeights,
         pool: int | None,
         winograd: bool,
     ) -> None:
         super().__init__()
-        if initial_weights not in INITIAL_WEIGHTS:
-            raise ValueError(
-                f"backbone.initial_weights={initial_weights!r}: choose one of {', '.join(INITIAL_WEIGHTS)}"
-            )
-        if pool is not None and pool < 1:
-            raise ValueError(f"backbone.pool={pool} must be at least 1, or null for the whole map")
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
@@ -85,14 +81,14 @@ class SmallImageResNet(nn.Module):
 
 
 def resnet18(
-    width: int = 64, initial_weights: str = "kaiming", pool: int | None = None, winograd: bool = True
+    width: Width = 64, initial_weights: InitialWeights = "kaiming", pool: Count | None = None, winograd: bool = True
 ) -> SmallImageResNet:
     """ResNet-18, F = 8 x width features."""
     return SmallImageResNet(BasicBlock, (2, 2, 2, 2), width, initial_weights, pool, winograd)
 
 
 def resnet50(
-    width: int = 64, initial_weights: str = "kaiming", pool: int | None = None, winograd: bool = True
+    width: Width = 64, initial_weights: InitialWeights = "kaiming", pool: Count | None = None, winograd: bool = True
 ) -> SmallImageResNet:
     """ResNet-50, F = 32 x width features."""
     return SmallImageResNet(Bottleneck, (3, 4, 6, 3), width, initial_weights, pool, winograd)

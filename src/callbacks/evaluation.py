@@ -6,8 +6,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from src.metrics.base import Score
 from src.running.distributed import gather_unique
 
 SPACES = ("embedding", "pooled")  # the unit-norm output of the head, and of the backbone before it
@@ -27,11 +27,15 @@ class Evaluation(pl.Callback):
         space: `embedding` or `pooled`.
     """
 
-    def __init__(self, metrics: Mapping[str, Metric], space: str) -> None:
-        if space not in SPACES:
-            raise ValueError(f"protocol.space={space!r}: choose embedding or pooled")
+    def __init__(self, metrics: Mapping[str, Score], space: str) -> None:
         self.metrics, self.space = dict(metrics), space
         self.extracted: dict[int, list[dict[str, Tensor]]] = {}
+
+    def scores(self) -> list[str]:
+        """The names of all that it logs, those of `space` first."""
+        prefixes = ["" if space == self.space else f"{space}/" for space in (self.space, *SPACES)]
+        names = [f"{name}/{score}" for name, metric in self.metrics.items() for score in metric.scores()]
+        return [f"{prefix}{name}" for prefix in dict.fromkeys(prefixes) for name in names]
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.extracted = {}
@@ -51,6 +55,8 @@ class Evaluation(pl.Callback):
         sets = [_collect(batches) for _, batches in sorted(self.extracted.items())]
         self.extracted = {}
         for space in SPACES:
+            if not all(rows[space].isfinite().all() for rows in sets):
+                raise FloatingPointError(f"{space} features are not finite: lower optimizer.lr, or see the weights")
             tensors = [tensor for rows in sets for tensor in (rows[space], rows["label"])]
             prefix = "" if space == self.space else f"{space}/"
             for name, metric in self.metrics.items():

@@ -4,6 +4,7 @@ import math
 import os
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,10 +24,15 @@ class History(pl.Callback):
 
     Draws `curves.png` in the run folder, at most every ten seconds and at the end, and prints a line after each epoch
     where no terminal shows a progress bar.
+
+    `legs` are the stretches that the run took, an interrupted one several: when each began (UTC), its seconds until its
+    last checkpoint, or until now, and the epochs that it trained.
     """
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.legs: list[dict[str, Any]] = []
+        self._start_leg()
         self._scores: Row = {}
         self._drawn = -math.inf
 
@@ -61,20 +67,32 @@ class History(pl.Callback):
         draw_curves(self.rows, Path(trainer.default_root_dir) / "curves.png")
         self._drawn = time.monotonic()
 
+    def _start_leg(self) -> None:
+        self._started = time.perf_counter()
+        self.legs.append({"began": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": 0.0, "epochs": 0})
+
+    def finish_leg(self) -> None:
+        """Bring the present leg up to now."""
+        before = sum(leg["epochs"] for leg in self.legs[:-1])
+        trained = int(self.rows[-1]["epoch"]) if self.rows else 0
+        self.legs[-1] |= {"seconds": round(time.perf_counter() - self._started, 1), "epochs": trained - before}
+
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        self.finish_leg()
+        return {"rows": self.rows, "legs": self.legs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
+        self.legs = [*state_dict["legs"], self.legs[-1]]
 
     def median(self, name: str) -> float:
         """The middle of the epochs' values of `name`."""
         return median([row[name] for row in self.rows if name in row] or [0.0])
 
-    def best(self, monitor: str) -> Row:
-        """The scored epoch with the highest `monitor`, first of equals; the untrained only if there is no other."""
-        scored = [row for row in self.rows if monitor in row]
-        return max(scored[1:] or scored, key=lambda row: row[monitor])
+    def best(self, monitor: str) -> Row | None:
+        """The trained epoch with the highest `monitor`, first of equals; None if none was scored."""
+        scored = [row for row in self.rows if monitor in row and row["epoch"] > 0]
+        return max(scored, key=lambda row: row[monitor], default=None)
 
 
 def draw_curves(rows: list[Row], path: Path) -> None:

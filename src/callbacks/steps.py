@@ -19,7 +19,8 @@ class Steps(pl.Callback):
     means at every step, which takes it longer than all else that it does in one.
 
     Raises:
-        FloatingPointError: the loss of a step is not finite; the message names the first such step and its batch.
+        FloatingPointError: the loss of a step is not finite, the message names the first such step and its batch; or
+            a weight is not, at the end of an epoch.
     """
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -41,6 +42,10 @@ class Steps(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.unread:  # the training ends within the epoch
             self._read(trainer.current_epoch)
+        if not all(parameter.isfinite().all() for parameter in pl_module.parameters()):
+            raise FloatingPointError(
+                f"the weights are no longer finite after epoch {trainer.current_epoch + 1}: lower optimizer.lr"
+            )
         means = {f"train/{name}": total / self.steps for name, total in self.sums.items()}
         pl_module.log_dict(means | {"train/lr": self.lr}, batch_size=1)
 
@@ -52,7 +57,8 @@ class Steps(pl.Callback):
             if not math.isfinite(read["loss"]):
                 raise FloatingPointError(
                     f"the loss became {read['loss']} at step {step} (epoch {epoch}, batch {batch}, images "
-                    f"{index.tolist()}): lower optimizer.lr or raise method.temperature"
+                    f"{index[:3].tolist()} and {max(0, len(index) - 3)} more): lower optimizer.lr or raise "
+                    "method.temperature"
                 )
             for name, value in read.items():
                 self.sums[name] += value

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from annotated_types import Interval
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
@@ -14,8 +15,10 @@ from torch.utils.data.distributed import DistributedSampler
 from src.augmentations.functional import center_crop, normalize
 from src.augmentations.random import Augmentation
 from src.datamodules.store import Split, Store, class_balanced_draw, prepare_store, read_store
+from src.hints import MOST, Count, GreyDeviations, GreyLevels, Name, Pixels, Seed, Text
 
 Batch = dict[str, Tensor]
+BatchSize = Annotated[int, Interval(ge=2, le=MOST)]  # a loss over pairs of images needs two
 
 
 class BatchedSplit(Dataset[Batch]):
@@ -78,24 +81,20 @@ class StoreDataModule(pl.LightningDataModule):
     def __init__(
         self,
         *,
-        name: str,
-        cache_dir: str,
-        image_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        batch_size: int,
-        eval_batch_size: int,
-        limit: int | None,
+        name: Name,
+        cache_dir: Text,
+        image_size: Pixels,
+        mean: GreyLevels,
+        std: GreyDeviations,
+        batch_size: BatchSize,
+        eval_batch_size: Count,
+        limit: Count | None,
         gallery: bool,
-        resident: str,
+        resident: Literal["auto", "always", "never"],
         augmentation: Augmentation,
-        seed: int,
+        seed: Seed,
     ) -> None:
         super().__init__()
-        if resident not in ("auto", "always", "never"):
-            raise ValueError(f"dataset.resident={resident!r}: choose auto, always or never")
-        if batch_size < 2:
-            raise ValueError(f"dataset.batch_size={batch_size}: a loss over pairs of images needs at least 2")
         self.name, self.path = name, Path(cache_dir).expanduser() / name
         self.image_size, self.batch_size, self.eval_batch_size = image_size, batch_size, eval_batch_size
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
@@ -131,6 +130,8 @@ class StoreDataModule(pl.LightningDataModule):
         images, side = len(self.train_rows), min(self.store.splits["train"].images.shape[1:3])
         if not 1 <= self.image_size <= side:
             raise ValueError(f"input.size={self.image_size}: the store has images of {side} pixels, choose 1 to {side}")
+        if images < 2 * ranks:
+            raise ValueError(f"{images} training image(s) for {ranks} rank(s): a loss over pairs needs two on each")
         if self.batch_size * ranks > images:
             raise ValueError(
                 f"dataset.batch_size={self.batch_size} on {ranks} rank(s) is more than the {images} training images: "

@@ -15,6 +15,7 @@ from PIL import Image
 
 from src.datamodules.base import StoreDataModule
 from src.datamodules.store import write_split
+from src.hints import Text
 from src.running.download import download
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -39,7 +40,7 @@ class CIFAR10(StoreDataModule):
     Whichever way they come, the images are those of the official files: each batch is held to its SHA-1 sum.
     """
 
-    def __init__(self, url: str, **kwargs: Any) -> None:
+    def __init__(self, url: Text, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.url = url
 

@@ -2,23 +2,26 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from src.datamodules.base import StoreDataModule
-from src.datamodules.images import check_resample, decode_split, find_images
+from src.datamodules.images import DECODER, decode_split, find_images, is_hidden
+from src.hints import Pixels, Resample, Share, Text
 
-SPLITS = ("auto", "classes", "random")
+SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation")  # which no class is called
 Entries = list[tuple[Path, str | None]]  # a file and its class, None where it has no label
 
 
 class Folder(StoreDataModule):
     """`train/<class>/*` and `test/<class>/*`, or `<class>/*` with a rule that splits classes or images.
 
-    Training images directly in `train/` have no label. The store is built again when a file was added, removed or
-    changed, or an option that shapes it.
+    `train` and `test` may be written in capitals; what lies beside them is not read. Training images directly in
+    `train/` have no label. The store is built again when a file was added, removed or changed, or an option that
+    shapes it.
 
     Args:
         root: the folder.
@@ -31,25 +34,28 @@ class Folder(StoreDataModule):
     """
 
     def __init__(
-        self, *, root: str, split: str, test_fraction: float, size: int, resample: str, skip_broken: bool, **kwargs: Any
+        self,
+        *,
+        root: Text,
+        split: Literal["auto", "classes", "random"],
+        test_fraction: Share,
+        size: Pixels,
+        resample: Resample,
+        skip_broken: bool,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.root = Path(root).expanduser().resolve()
-        if split not in SPLITS:
-            raise ValueError(f"dataset.split={split!r}: choose one of {', '.join(SPLITS)}")
-        if not 0 < test_fraction < 1:
-            raise ValueError(f"dataset.test_fraction={test_fraction} must lie between 0 and 1")
         if not self.root.is_dir():
             raise FileNotFoundError(f"dataset.root={self.root}: there is no such folder")
-        check_resample(resample)
         self.split, self.test_fraction = split, test_fraction
         self.size, self.resample, self.skip_broken = size, resample, skip_broken
         self.entries = self._split()
         listing = {
-            name: [(str(path), path.stat().st_size, path.stat().st_mtime_ns, label) for path, label in entries]
+            name: [(str(path), *_state(path), label) for path, label in entries]
             for name, entries in self.entries.items()
         }
-        digest = hashlib.sha256(json.dumps([listing, size, resample, skip_broken]).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps([DECODER, listing, size, resample, skip_broken]).encode()).hexdigest()[:12]
         self.path = self.path.with_name(f"{self.name}-{self.root.name}-{digest}")
 
     def build(self, folder: Path) -> dict[str, Any]:
@@ -64,14 +70,32 @@ class Folder(StoreDataModule):
         return {"classes": classes, "source": str(self.root), "left_out": broken}
 
     def _split(self) -> dict[str, Entries]:
-        if self.split == "auto" and (self.root / "train").is_dir():
-            entries = {name: _labelled(self.root / name) for name in ("train", "test")}
+        folders = sorted(child for child in self.root.iterdir() if child.is_dir() and not is_hidden(child.name))
+        splits = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
+        if self.split == "auto" and splits:
+            entries = {name: _labelled(self._only(name, splits)) for name in ("train", "test")}
+        elif splits and splits == folders:
+            raise ValueError(
+                f"dataset.root={self.root}: {_names(splits)}: named like splits of the images, not like classes: "
+                "make train/ and test/ and set dataset.split=auto, or set dataset.root to a folder of class folders"
+            )
         else:
             entries = self._split_by_rule(_labelled(self.root))
         for name, found in entries.items():
             if not found:
                 raise ValueError(f"dataset.root={self.root}: no images to {name} on")
         return entries
+
+    def _only(self, name: str, splits: Sequence[Path]) -> Path:
+        found = [folder for folder in splits if folder.name.lower() == name]
+        if not found:
+            raise FileNotFoundError(
+                f"dataset.root={self.root}: {_names(splits)}: named like a split of the images, "
+                f"but there is no folder {name}: make train/ and test/, or class folders alone"
+            )
+        if len(found) > 1:
+            raise ValueError(f"dataset.root={self.root}: {_names(found)} differ only in case: keep one {name} folder")
+        return found[0]
 
     def _split_by_rule(self, found: Entries) -> dict[str, Entries]:
         if any(label is None for _, label in found):
@@ -105,13 +129,21 @@ def _draw(labels: list[str], fraction: float) -> set[int]:
     return {position for group in members.values() for position in group[: round(fraction * len(group))]}
 
 
+def _names(folders: Sequence[Path]) -> str:
+    return ", ".join(folder.name for folder in folders)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time of change, by which a changed file is known; a link to nothing has its own."""
+    found = path.stat() if path.exists() else path.lstat()
+    return found.st_size, found.st_mtime_ns
+
+
 def _labelled(folder: Path) -> Entries:
     """The images below `folder`, each with the name of the first folder on its way, or None directly in it."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder")
     paths = [(path, path.relative_to(folder).parts) for path in find_images(folder)]
     found = [(path, parts[0] if len(parts) > 1 else None) for path, parts in paths]
-    empty = {child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")}
+    empty = {child.name for child in folder.iterdir() if child.is_dir() and not is_hidden(child.name)}
     empty -= {label for _, label in found if label is not None}
     if empty:
         raise ValueError(f"{folder}: the class folders {', '.join(sorted(empty)[:5])} hold no images")

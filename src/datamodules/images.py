@@ -1,57 +1,110 @@
 """From image files to right uint8 RGB, many at once and a few in memory."""
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 from rich.progress import track
 
 from src.datamodules.store import write_split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # whichever the suffix says; no other decoder is tried
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN")
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
 CHUNK = 512  # images decoded at once
+DECODER = 2  # raised when a file decodes to other pixels than before, so that folders are decoded again
 
-
-def check_resample(resample: str) -> None:
-    """Raise a ValueError where Pillow has no such filter."""
-    if resample not in FILTERS:
-        raise ValueError(f"dataset.resample={resample!r}: choose one of {', '.join(FILTERS)}")
+# A line for every large image or odd tag helps nobody: what matters is an error.
+warnings.filterwarnings("ignore", module="PIL")
 
 
 def read_rgb(path: Path, size: int, resample: str) -> np.ndarray:
     """Decode one image to uint8 `(size, size, 3)`, the aspect ratio ignored, antialiased by the filter `resample`.
 
-    Turned as its EXIF orientation says; of an animation the first frame; transparency on white; 16-bit grey scaled to
-    8 bits; CMYK and palettes converted.
+    Turned as its EXIF orientation says; of an animation the first frame; transparency on white; grey of 12 or 16 bits
+    scaled to 8; CMYK, LAB and palettes converted.
 
     Raises:
-        OSError: the file is broken or no image; the message names it.
+        OSError: the file is broken, no image of these formats, or its pixels have no known range; the message names it.
     """
+    resampling = FILTERS[resample]
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16-bit grey, or 32-bit integers that hold it
-                image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-            elif image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("RGB").resize((size, size), FILTERS[resample]))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise OSError(f"{path} can't be decoded: {error}") from error
+        with Image.open(path, formats=FORMATS) as file:
+            return np.asarray(_rgb(file).resize((size, size), resampling))
+    except Exception as error:  # from a stranger's bytes Pillow's decoders may raise anything
+        name = os.fsencode(path).decode(errors="backslashreplace")  # a name that isn't UTF-8 can't be printed
+        raise OSError(f"{name} can't be decoded: {str(error) or type(error).__name__}") from error
+
+
+def _rgb(file: Image.Image) -> Image.Image:
+    """What an opened file shows, upright and opaque; a ValueError where Pillow can't know or would get it wrong."""
+    bits, white_is_zero = 16, False
+    if isinstance(file, TiffImageFile):
+        bits, kind = file.tag_v2.get(BITSPERSAMPLE, (1,))[0], file.tag_v2.get(SAMPLEFORMAT, (1,))[0]
+        if kind != 1 or bits > 16:
+            name = {2: "signed integer", 3: "float"}.get(kind, "integer")
+            raise ValueError(f"it has {bits}-bit {name} pixels, whose range can't be known: convert it to 8 or 16 bits")
+        white_is_zero = file.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
+    elif isinstance(file, PngImageFile) and "transparency" in file.info:
+        depth = file.tile[0].args  # Pillow brings the pixels of these to 8 bits, but not the level that is transparent
+        if depth in ("I;16B", "RGB;16B"):
+            raise ValueError("it has 16 bits and a transparent colour: convert it to 8 bits or to an alpha channel")
+        if depth in ("L;2", "L;4"):
+            file.info["transparency"] *= 85 if depth == "L;2" else 17
+    image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I"):  # grey of more than 8 bits
+        levels = np.asarray(image).astype(np.int64) * 255 // (2**bits - 1)
+        image = Image.fromarray((255 - levels if white_is_zero else levels).astype(np.uint8))
+    elif image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a program or a system made the file or folder of this name for itself, as `.ipynb_checkpoints`."""
+    return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The image files below `folder`, sorted; hidden ones are none."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-    return sorted(path for path in found if path.is_file())
+    """The image files below `folder`, sorted; links are followed, and what is hidden or below it is none.
+
+    A link to a missing file is among them where its name is an image's: decoding names it as broken.
+
+    Raises:
+        OSError: a folder can't be read, or a link leads nowhere or round in a circle; the message names it.
+    """
+    found: list[Path] = []
+    ahead: list[tuple[Path, tuple[Path, ...]]] = [(folder, ())]  # folders to look into, and where those above them are
+    while ahead:
+        place, above = ahead.pop()
+        real = Path(os.path.realpath(place))
+        if any(parent.is_relative_to(real) for parent in above):
+            raise OSError(f"{place} is a link to {real}, in which it lies itself: remove it")
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                path = place / entry.name
+                dangling = entry.is_symlink() and not path.exists()
+                if entry.is_dir():
+                    ahead.append((path, (*above, real)))
+                elif path.suffix.lower() in SUFFIXES and (entry.is_file() or dangling):
+                    found.append(path)
+                elif dangling:
+                    raise OSError(f"{path} is a link to nothing: mend or remove it")
+    return sorted(found)
 
 
 def decode_split(

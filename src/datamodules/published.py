@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from src.datamodules.base import StoreDataModule
-from src.datamodules.images import check_resample, decode_split
+from src.datamodules.images import decode_split
+from src.hints import Checksum, Count, Counts, Name, Pixels, Resample, Text
 from src.running.download import download
 
 Entry = tuple[Path, int]  # an image file and its class number, from 0
@@ -35,14 +36,14 @@ class PublishedDataModule(StoreDataModule):
     def __init__(
         self,
         *,
-        root: str,
-        archive: str | None,
-        urls: Sequence[str],
-        checksum: str | None,
-        train_classes: int,
-        counts: Sequence[int] | None,
-        size: int,
-        resample: str,
+        root: Text,
+        archive: Name | None,
+        urls: Sequence[Text],
+        checksum: Checksum | None,
+        train_classes: Count,
+        counts: Counts | None,
+        size: Pixels,
+        resample: Resample,
         skip_broken: bool,
         **kwargs: Any,
     ) -> None:
@@ -50,7 +51,6 @@ class PublishedDataModule(StoreDataModule):
         self.root = Path(root).expanduser()
         self.archive, self.urls, self.checksum = archive, urls, checksum
         self.train_classes, self.counts = train_classes, counts
-        check_resample(resample)
         self.size, self.resample, self.skip_broken = size, resample, skip_broken
         self.path = self.path.with_name(f"{self.name}-{size}-{resample}")
 

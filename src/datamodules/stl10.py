@@ -1,14 +1,16 @@
 """STL-10 (Coates et al., 2011): 5,000 labelled, 100,000 unlabelled and 8,000 test images of 96x96 pixels."""
 
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from src.datamodules.base import StoreDataModule
 from src.datamodules.published import unpack
 from src.datamodules.store import write_split
+from src.hints import Checksum, Count, Text
 from src.running.download import download
 
 PARTS = {"train": ("train",), "train+unlabeled": ("train", "unlabeled")}
@@ -25,11 +27,16 @@ class STL10(StoreDataModule):
     """
 
     def __init__(
-        self, *, root: str, url: str, checksum: str, split: str, counts: dict[str, int], **kwargs: Any
+        self,
+        *,
+        root: Text,
+        url: Text,
+        checksum: Checksum,
+        split: Literal["train", "train+unlabeled"],
+        counts: Mapping[str, Count],
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if split not in PARTS:
-            raise ValueError(f"dataset.split={split!r}: choose {' or '.join(PARTS)}")
         self.root, self.url, self.checksum, self.split, self.counts = (
             Path(root).expanduser(),
             url,

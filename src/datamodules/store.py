@@ -1,13 +1,15 @@
 """The store: a dataset decoded once, as uint8 images in `.npy` files that training maps into memory.
 
-A store is a folder with `meta.json` and, for each split, `<split>_images.npy` uint8 `(N, H, W, 3)` and
-`<split>_labels.npy` int64 `(N,)`, class numbers or -1 for unlabelled. It is built in a folder beside its own and
-renamed when complete, so a store that exists is whole.
+A store is a folder with `meta.json` and, for each of the splits `train` and `test`, `<split>_images.npy` uint8
+`(N, H, W, 3)` and `<split>_labels.npy` int64 `(N,)`, class numbers or -1 for unlabelled. It is built in a folder beside
+its own and renamed when complete, so a store that exists is whole.
 """
 
+import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +22,7 @@ from filelock import FileLock
 from torch import Tensor
 
 FORMAT = 1
+SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -117,29 +120,72 @@ def read_store(path: Path) -> Store:
     Raises:
         FileNotFoundError: there is no store.
         ValueError: the store is damaged or of another version; the message says where and what to do.
+        OSError: it can't be read.
     """
     if not (path / "meta.json").exists():
         raise FileNotFoundError(f"no store at {path}: run again with the dataset's source at hand to build it")
-    remedy = f"delete {path} and run again to rebuild it"
     try:
-        meta = json.loads((path / "meta.json").read_text())
-        if meta["format"] != FORMAT:
-            raise ValueError(f"format {meta['format']}, this version reads {FORMAT}")
-        splits = {name: _read_split(path, name, shape, len(meta["classes"])) for name, shape in meta["splits"].items()}
-        return Store(splits, meta["classes"], meta)
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, FileNotFoundError) as error:
-        reason = f"{error} is missing from meta.json" if isinstance(error, KeyError) else error
-        raise ValueError(f"the store {path} is damaged ({reason}): {remedy}") from error
+        meta = _read_meta(path / "meta.json")
+        splits = {name: _read_split(path, name, meta["splits"][name], len(meta["classes"])) for name in SPLITS}
+    except Exception as error:  # from a stranger's bytes json and numpy may raise anything
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | IsADirectoryError):
+            raise  # not the store's fault, such as a permission
+        reason = f"{error} is missing from meta.json" if isinstance(error, KeyError) else f"{error}"
+        reason = (reason or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(
+            f"the store {path} is damaged ({reason}): delete {path} and run again to rebuild it"
+        ) from error
+    return Store(splits, meta["classes"], meta)
 
 
-def _read_split(path: Path, name: str, shape: list[int], classes: int) -> Split:
+def _read_meta(path: Path) -> dict[str, Any]:
+    """What `meta.json` says, with `classes` a list of names and `splits` by name."""
+    meta = json.loads(path.read_text())
+    if not isinstance(meta, dict):
+        raise ValueError("meta.json holds no names and values")
+    if meta["format"] != FORMAT:
+        raise ValueError(f"format {meta['format']}, this version reads {FORMAT}")
+    if not isinstance(meta["classes"], list) or not all(isinstance(name, str) for name in meta["classes"]):
+        raise ValueError("classes in meta.json is no list of names")
+    if not isinstance(meta["splits"], dict):
+        raise ValueError("splits in meta.json has no names")
+    return meta
+
+
+def _read_split(path: Path, name: str, shape: Any, classes: int) -> Split:
     images = np.load(path / f"{name}_images.npy", mmap_mode="c")
     labels = np.load(path / f"{name}_labels.npy")
-    if list(images.shape) != shape or images.dtype != np.uint8 or labels.shape != (shape[0],):
-        raise ValueError(f"{name}: images {images.dtype} {images.shape} and labels {labels.shape}, not {shape}")
-    if len(labels) and not -1 <= labels.min() <= labels.max() < classes:
+    found = (images.dtype, images.ndim, images.shape[-1:], labels.dtype, labels.shape)
+    # As text, since 20.0 == 20 and True == 1.
+    if found != (np.uint8, 4, (3,), np.int64, images.shape[:1]) or repr(list(images.shape)) != repr(shape):
+        given = f"images {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}"
+        raise ValueError(f"{name}: {given}, not uint8 {shape} and int64")
+    if images.size == 0:
+        raise ValueError(f"{name}: no images")
+    if not -1 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"{name}: labels {labels.min()} to {labels.max()} for {classes} classes")
     return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def first_copies(*parts: Tensor) -> tuple[Tensor, ...]:
+    """For each image of each part, images uint8 `(N, H, W, 3)`, the first that has the same pixels: `(N,)`.
+
+    It is a position in all the parts, counted through; the image's own if no earlier one equals it. Of images mapped
+    from disk little is read where few are the same.
+    """
+    images = [image for part in parts for image in part.numpy()]
+    lines = [_digest(image[len(image) // 2]) for image in images]
+    often = Counter(lines)  # images can only be equal if their middle lines are: the others needn't be read whole
+    first: dict[bytes, int] = {}
+    found = [
+        position if often[line] == 1 else first.setdefault(_digest(image), position)
+        for position, (image, line) in enumerate(zip(images, lines, strict=True))
+    ]
+    return torch.tensor(found).split([len(part) for part in parts])
+
+
+def _digest(pixels: np.ndarray) -> bytes:
+    return hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
 
 
 def class_balanced_draw(labels: Tensor, count: int, seed: int = 0) -> Tensor:

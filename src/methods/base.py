@@ -1,6 +1,5 @@
 """What every method is to the training around it."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,13 +32,6 @@ class TrainingSet:
     embedding_dim: int
     pretrained: bool
     labels: Tensor | None
-
-
-def check_positive(**options: float) -> None:
-    """Raise a ValueError that names the first of a method's `options` which is not a positive number."""
-    for name, value in options.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"method.{name}={value} must be positive")
 
 
 class Method(nn.Module):

@@ -1,14 +1,14 @@
 """DeepCluster: k-means of the features gives the labels of the next epoch (Caron et al., ECCV 2018)."""
 
+from typing import Literal
+
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from src.hints import Count, NonNegative, Positive
 from src.methods.base import Extract, Method, TrainingSet
 from src.vectors.kmeans import kmeans
-
-FEATURES = ("raw", "pooled")
-CLASSIFIERS = ("linear", "cosine")
 
 
 def whiten(features: Tensor, dim: int) -> Tensor:
@@ -67,25 +67,16 @@ class DeepCluster(Method):
 
     def __init__(
         self,
-        clusters: int,
-        pca: int,
-        iterations: int,
-        features: str,
-        classifier: str,
-        temperature: float,
-        lr: float | None,
-        weight_decay: float | None,
+        clusters: Count,
+        pca: Count,
+        iterations: Count,
+        features: Literal["raw", "pooled"],
+        classifier: Literal["linear", "cosine"],
+        temperature: Positive,
+        lr: Positive | None,
+        weight_decay: NonNegative | None,
     ) -> None:
         super().__init__()
-        if clusters < 1 or pca < 1 or iterations < 1 or temperature <= 0:
-            raise ValueError(
-                f"method.clusters={clusters}, method.pca={pca} and method.iterations={iterations} must be at least 1, "
-                f"method.temperature={temperature} positive"
-            )
-        if features not in FEATURES:
-            raise ValueError(f"method.features={features!r} is unknown; choose one of {', '.join(FEATURES)}")
-        if classifier not in CLASSIFIERS:
-            raise ValueError(f"method.classifier={classifier!r} is unknown; choose one of {', '.join(CLASSIFIERS)}")
         self.clusters, self.pca, self.iterations = clusters, pca, iterations
         self.raw, self.unit_norm, self.temperature = features == "raw", classifier == "cosine", temperature
         own = {"lr": lr, "weight_decay": weight_decay}

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from src.methods.base import Method, TrainingSet, check_positive
+from src.hints import Positive
+from src.methods.base import Method, TrainingSet
 
 
 def softmax_loss(embeddings: Tensor, weights: Tensor, index: Tensor, temperature: float) -> Tensor:
@@ -25,9 +26,8 @@ class Exemplar(Method):
     views = 1
     weights: nn.Parameter
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, temperature: Positive) -> None:
         super().__init__()
-        check_positive(temperature=temperature)
         self.temperature = temperature
 
     def setup(self, data: TrainingSet) -> None:

@@ -1,31 +1,25 @@
 """The paper's method: a softmax embedding on 'real' instance features (Ye et al., CVPR 2019, section 3.2)."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 
-from src.methods.base import Extract, Method, check_positive
+from src.hints import Fraction, Positive
+from src.methods.base import Extract, Method
 from src.running.distributed import gather_views
 from src.vectors.neighbors import nearest_neighbors, queries_at_once
 
-NEGATIVES = ("all", "hard", "easy", "hard_published")
-POSITIVES = ("self", "nearest")
 BLOCK = 2**19  # similarities that a CPU computes at once
 
 
-def _check(rows: tuple[int, ...], temperature: float, negatives: str, fraction: float) -> None:
+def _check(rows: tuple[int, ...]) -> None:
     if len(rows) != 2 or rows[0] % 2:
         raise ValueError(f"embeddings must be (2N, D), two views of N images; got shape {rows}")
     if rows[0] < 4:
         raise ValueError(f"one image has no negatives: embeddings of shape {rows} need at least 4 rows, two images")
-    check_positive(temperature=temperature)
-    if negatives not in NEGATIVES:
-        raise ValueError(f"method.negatives={negatives!r} is unknown; choose one of {', '.join(NEGATIVES)}")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"method.fraction={fraction} must lie in (0, 1]")
 
 
 def _terms_of_rows(similarity: Tensor, partner: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,7 +122,7 @@ def _keep(similarity: Tensor, partner: Tensor, negatives: str, count: int) -> No
 def _loss_and_terms(
     embeddings: Tensor, temperature: float, negatives: str, stop_gradient: bool, fraction: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(tuple(embeddings.shape), temperature, negatives, fraction)
+    _check(tuple(embeddings.shape))
     if embeddings.dtype in (torch.float16, torch.bfloat16):
         embeddings = embeddings.float()
     return _Loss.apply(embeddings, temperature, negatives, stop_gradient, fraction)
@@ -164,7 +158,7 @@ def invariant_spreading_loss(
         The scalar J.
 
     Raises:
-        ValueError: the rows are not pairs of at least two images, a number is not finite, or an option is invalid.
+        ValueError: the rows are not pairs of at least two images, or a number is not finite.
     """
     if not embeddings.isfinite().all():
         raise ValueError(f"embeddings of shape {tuple(embeddings.shape)} hold numbers that are not finite")
@@ -194,12 +188,14 @@ class InvariantSpreading(Method):
     """
 
     def __init__(
-        self, temperature: float, negatives: str, stop_gradient: bool, fraction: float, positives: str
+        self,
+        temperature: Positive,
+        negatives: Literal["all", "hard", "easy", "hard_published"],
+        stop_gradient: bool,
+        fraction: Fraction,
+        positives: Literal["self", "nearest"],
     ) -> None:
         super().__init__()
-        _check((4, 1), temperature, negatives, fraction)
-        if positives not in POSITIVES:
-            raise ValueError(f"method.positives={positives!r} is unknown; choose one of {', '.join(POSITIVES)}")
         self.positives = positives
         self.temperature, self.negatives = temperature, negatives
         self.stop_gradient, self.fraction = stop_gradient, fraction

@@ -2,16 +2,16 @@
 
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from src.methods.base import Extract, Method, TrainingSet, check_positive
+from src.hints import Count, NonNegative, Positive, Share
+from src.methods.base import Extract, Method, TrainingSet
 from src.vectors.neighbors import nearest_neighbors
 
-LOSSES = ("triplet", "contrastive")
-ANCHORS = ("all", "modes")
 CHUNK = 256  # anchors whose diffusion is solved at once
 
 
@@ -184,27 +184,19 @@ class MiningOnManifolds(Method):
 
     def __init__(
         self,
-        loss: str,
-        margin: float,
-        anchors: str,
-        k: int,
-        negative_k: int,
-        graph_k: int,
-        power: float,
-        alpha: float,
+        loss: Literal["triplet", "contrastive"],
+        margin: Positive,
+        anchors: Literal["all", "modes"],
+        k: Count,
+        negative_k: Count,
+        graph_k: Count,
+        power: NonNegative,
+        alpha: Share,
         weighted: bool,
-        hardest: int | None,
+        hardest: Count | None,
         remine: bool,
     ) -> None:
         super().__init__()
-        if loss not in LOSSES:
-            raise ValueError(f"method.loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
-        if anchors not in ANCHORS:
-            raise ValueError(f"method.anchors={anchors!r} is unknown; choose one of {', '.join(ANCHORS)}")
-        counts = {"k": k, "negative_k": negative_k, "graph_k": graph_k, "hardest": 1 if hardest is None else hardest}
-        check_positive(margin=margin, **counts)
-        if not 0 < alpha < 1:
-            raise ValueError(f"method.alpha={alpha} must lie between 0 and 1")
         self.loss, self.margin, self.anchors, self.k, self.negative_k = loss, margin, anchors, k, negative_k
         self.graph_k, self.power, self.alpha = graph_k, power, alpha
         self.weighted, self.hardest, self.remine = weighted, hardest, remine

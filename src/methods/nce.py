@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from src.methods.base import Method, TrainingSet, check_positive
+from src.hints import Momentum, NonNegative, Positive, Samples
+from src.methods.base import Method, TrainingSet
 from src.running.distributed import gather_rows
 from src.vectors.memory_bank import MemoryBank
 
@@ -54,11 +55,8 @@ class NCE(Method):
     bank: MemoryBank
     log_z: Tensor
 
-    def __init__(self, temperature: float, noise: int, momentum: float, proximal: float) -> None:
+    def __init__(self, temperature: Positive, noise: Samples, momentum: Momentum, proximal: NonNegative) -> None:
         super().__init__()
-        check_positive(temperature=temperature)
-        if noise < 1 or proximal < 0:
-            raise ValueError(f"method.noise={noise} must be at least 1, method.proximal={proximal} at least 0")
         self.temperature, self.noise, self.momentum, self.proximal = temperature, noise, momentum, proximal
         self.register_buffer("log_z", torch.tensor(math.nan))
 

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from src.methods.base import Method, TrainingSet, check_positive
+from src.hints import Momentum, Positive
+from src.methods.base import Method, TrainingSet
 from src.methods.exemplar import softmax_loss
 from src.vectors.memory_bank import MemoryBank
 
@@ -13,9 +14,8 @@ class NPSoftmax(Method):
     views = 1
     bank: MemoryBank
 
-    def __init__(self, temperature: float, momentum: float) -> None:
+    def __init__(self, temperature: Positive, momentum: Momentum) -> None:
         super().__init__()
-        check_positive(temperature=temperature)
         self.temperature, self.momentum = temperature, momentum
 
     def setup(self, data: TrainingSet) -> None:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from src.methods.base import Method, check_positive
+from src.hints import Positive
+from src.methods.base import Method
 from src.running.distributed import gather_views
 
 
@@ -26,9 +27,8 @@ def nt_xent_loss(embeddings: Tensor, temperature: float) -> Tensor:
 class SimCLR(Method):
     """The loss over the images of all ranks. Its projection is the embedding itself, scored as every method's is."""
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, temperature: Positive) -> None:
         super().__init__()
-        check_positive(temperature=temperature)
         self.temperature = temperature
 
     def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.hints import Name
 from src.methods.base import Method, TrainingSet
 from src.running.distributed import gather_rows, gather_views
 
@@ -43,7 +44,7 @@ class Supervised(Method):
     labels: Tensor
 
     def __init__(
-        self, loss: str, options: Mapping[str, Any], miner: str | None, miner_options: Mapping[str, Any]
+        self, loss: Name, options: Mapping[str, Any], miner: Name | None, miner_options: Mapping[str, Any]
     ) -> None:
         super().__init__()
         self.name, self.kind, self.options = loss, find("losses", loss), dict(options)

@@ -1,13 +1,14 @@
 """Triplets inside a batch: an anchor, its other view, and a negative (Hermans et al., 2017; Ye et al., Table 1)."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from src.methods.base import Method, check_positive
+from src.hints import Positive
+from src.methods.base import Method
 from src.running.distributed import gather_views
-
-NEGATIVES = ("random", "hard")
 
 
 def distances(embeddings: Tensor) -> Tensor:
@@ -55,11 +56,8 @@ def triplet_loss(embeddings: Tensor, margin: float, negatives: str) -> Tensor:
 class Triplet(Method):
     """The loss over the images of all ranks."""
 
-    def __init__(self, margin: float, negatives: str) -> None:
+    def __init__(self, margin: Positive, negatives: Literal["random", "hard"]) -> None:
         super().__init__()
-        check_positive(margin=margin)
-        if negatives not in NEGATIVES:
-            raise ValueError(f"method.negatives={negatives!r} is unknown; choose one of {', '.join(NEGATIVES)}")
         self.margin, self.negatives = margin, negatives
 
     def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:

@@ -1,12 +1,15 @@
 """Clustering quality: k-means of the embeddings, and normalised mutual information with the classes."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from src.hints import Restarts, Seed
+from src.metrics.base import Score
 from src.vectors.kmeans import kmeans
 
-AVERAGES = ("arithmetic", "geometric")
+Average = Literal["arithmetic", "geometric"]
 
 
 def normalized_mutual_information(first: Tensor, second: Tensor, average: str = "arithmetic") -> Tensor:
@@ -30,7 +33,7 @@ def normalized_mutual_information(first: Tensor, second: Tensor, average: str = 
     return information / mean.clamp(min=1e-300)
 
 
-class Clustering(Metric):
+class Clustering(Score):
     """NMI, in percent, of the query's classes with as many k-means clusters of its embeddings: `{"NMI": …}`.
 
     Args:
@@ -39,23 +42,24 @@ class Clustering(Metric):
         seed: of k-means.
     """
 
-    full_state_update = False
-    higher_is_better = True
     score: Tensor
 
-    def __init__(self, restarts: int, average: str = "arithmetic", seed: int = 0) -> None:
+    def __init__(self, restarts: Restarts, average: Average = "arithmetic", seed: Seed = 0) -> None:
         super().__init__()
-        if average not in AVERAGES:
-            raise ValueError(f"protocol.metrics.clustering.average={average!r}: choose one of {', '.join(AVERAGES)}")
         self.restarts, self.average, self.seed = restarts, average, seed
         self.add_state("score", torch.zeros((), dtype=torch.float64), dist_reduce_fx="mean")
 
+    def scores(self) -> list[str]:
+        return ["NMI"]
+
     def check(self, query_labels: Tensor, gallery_labels: Tensor | None) -> None:
-        """Raise a ValueError, before any training, for a test set that cannot be scored."""
-        if self.restarts < 1:
-            raise ValueError(f"protocol.metrics.clustering.restarts={self.restarts} must be at least 1")
         if query_labels.min() < 0:
             raise ValueError("protocol.metrics.clustering needs labels, and the test set has images without one")
+        if len(query_labels.unique()) == 1:
+            raise ValueError(
+                f"protocol.metrics.clustering: the test set has one class ({int(query_labels[0])}), "
+                "every answer would be right: test on images of two or more"
+            )
 
     def update(self, query: Tensor, query_labels: Tensor) -> None:
         """Cluster `query` `(Q, D)`, unit norm."""

@@ -1,11 +1,10 @@
 """The weighted kNN classifier of the seen-category protocol (paper, section 4.1, after Wu et al., CVPR 2018)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from src.hints import Count, Counts, Positive
+from src.metrics.base import Score
 from src.vectors.neighbors import nearest_neighbors
 
 
@@ -45,34 +44,39 @@ def top_hits(votes: Tensor, labels: Tensor, top: int) -> Tensor:
     return known & (own.squeeze(1) > 0) & (before.sum(1) < top)
 
 
-class WeightedKNN(Metric):
+class WeightedKNN(Score):
     """Top-n accuracy of the weighted kNN classifier, in percent: `{"top1": …, "top5": …}`."""
 
-    full_state_update = False
-    higher_is_better = True
     hits: Tensor
     total: Tensor
 
-    def __init__(self, k: int = 200, temperature: float = 0.1, top: Sequence[int] = (1, 5)) -> None:
+    def __init__(self, k: Count = 200, temperature: Positive = 0.1, top: Counts = (1, 5)) -> None:
         super().__init__()
         self.k, self.temperature, self.top = k, temperature, tuple(top)
         self.add_state("hits", torch.zeros(len(self.top), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
+    def scores(self) -> list[str]:
+        return [f"top{top}" for top in self.top]
+
     def check(self, query_labels: Tensor, gallery_labels: Tensor | None) -> None:
-        """Raise a ValueError, before any training, for a gallery that this protocol cannot search."""
         if gallery_labels is None:
             raise ValueError("protocol.metrics.knn searches a gallery: set protocol.gallery=true")
         if query_labels.min() < 0:
             raise ValueError("protocol.metrics.knn needs labels, and the test set has images without one")
+        if len(query_labels.unique()) == 1:
+            raise ValueError(
+                f"protocol.metrics.knn: the test set has one class ({int(query_labels[0])}), "
+                "one answer would always be right: test on images of two or more"
+            )
         gallery_size = len(gallery_labels)
-        if self.k < 1 or self.k > gallery_size:
+        if not gallery_size:
+            raise ValueError("protocol.metrics.knn: no training image has a label, so none can vote")
+        if self.k > gallery_size:
             raise ValueError(
                 f"protocol.metrics.knn.k={self.k}, but the gallery has {gallery_size} images: "
                 f"set protocol.metrics.knn.k between 1 and {gallery_size}"
             )
-        if self.temperature <= 0:
-            raise ValueError(f"protocol.metrics.knn.temperature={self.temperature} must be positive")
 
     def update(self, query: Tensor, query_labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> None:
         """Classify `query` `(Q, D)` by `gallery` `(G, D)`, both unit norm, and count the hits."""

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from src.hints import Counts
+from src.metrics.base import Score
 from src.vectors.neighbors import nearest_neighbors
 
 CANDIDATES = 2**22  # neighbours looked at together
@@ -50,26 +51,31 @@ def retrieval_hits(embeddings: Tensor, labels: Tensor, ks: Sequence[int]) -> tup
     return torch.cat(hits), torch.cat(precision)
 
 
-class Retrieval(Metric):
+class Retrieval(Score):
     """Recall@K and mAP@R of the query set in itself, in percent: `{"R@1": …, "mAP@R": …}`."""
 
-    full_state_update = False
-    higher_is_better = True
     hits: Tensor
     precision: Tensor
     total: Tensor
 
-    def __init__(self, k: Sequence[int] = (1, 2, 4, 8)) -> None:
+    def __init__(self, k: Counts = (1, 2, 4, 8)) -> None:
         super().__init__()
         self.k = tuple(k)
         self.add_state("hits", torch.zeros(len(self.k), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("precision", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
+    def scores(self) -> list[str]:
+        return [*(f"R@{k}" for k in self.k), "mAP@R"]
+
     def check(self, query_labels: Tensor, gallery_labels: Tensor | None) -> None:
-        """Raise a ValueError, before any training, for a test set that cannot be scored."""
+        if len(query_labels.unique()) == 1:
+            raise ValueError(
+                f"protocol.metrics.retrieval: the test set has one class ({int(query_labels[0])}), "
+                "every answer would be right: test on images of two or more"
+            )
         most = len(query_labels) - 1
-        if not self.k or not all(1 <= k <= most for k in self.k):
+        if max(self.k) > most:
             raise ValueError(
                 f"protocol.metrics.retrieval.k={list(self.k)}: the test set has {len(query_labels)} images, "
                 f"choose numbers between 1 and {most}"

@@ -39,7 +39,7 @@ def collect(
     history: History,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What `results.json` says of a run whose training has ended, but for its best epoch and the time it took."""
+    """What `results.json` says of a run whose training has ended, but for its best epoch."""
     gallery = datamodule.gallery_labels
     return {
         "last": history.rows[-1],
@@ -58,6 +58,8 @@ def collect(
         "choices": dict(choices),
         "seed": config["seed"],
         "images_per_s": history.median("train/images_per_s"),
+        "wall_time_s": round(sum(leg["seconds"] for leg in history.legs), 1),
+        "legs": history.legs,
         "hardware": dict(facts),
         "versions": describe_versions(),
         "history": history.rows,
@@ -68,12 +70,13 @@ def collect(
 def summary(results: Mapping[str, Any]) -> str:
     """The scores before and after, a line each."""
     lines = [f"{'':24}untrained     last     best"]
-    rows = [results[name] for name in ("untrained", "last", "best")]
+    rows = [results[name] or {} for name in ("untrained", "last", "best")]
     for name in results["last"]:
         if name != "epoch" and name in results["untrained"]:
-            lines.append(f"{name:24}" + "".join(f"{row[name]:9.2f}" for row in rows))
+            lines.append(f"{name:24}" + "".join(f"{row[name]:9.2f}" if name in row else f"{'-':>9}" for row in rows))
+    best = f"epoch {results['best']['epoch']}" if results["best"] else "none, no epoch was scored in training;"
     lines.append(
-        f"last: epoch {results['last']['epoch']}; best: epoch {results['best']['epoch']} of {results['monitor']} "
+        f"last: epoch {results['last']['epoch']}; best: {best} of {results['monitor']} "
         f"({results['protocol']['space']}), chosen on the test images; {results['images_per_s']:.0f} images/s, "
         f"{results['wall_time_s']:.0f} s" + ("; training labels used" if results["protocol"]["labels_used"] else "")
     )

@@ -6,22 +6,63 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from src.running.runs import read_results
+
 PAPER = Path(__file__).parent / "paper.csv"
 Result = Mapping[str, Any]
 # Settings that two runs may differ in without being two experiments.
 ASIDE = ("seed", "run_dir", "cache_dir", "logger", "dataset.seed", "callbacks", "trainer.enable_progress_bar")
 
 
-def find_results(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """Every `results.json` in `folders` and below, by path.
+def find_results(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every finished run in `folders` and below, by path; and what was left out and why, a line each.
+
+    Left out are files that no run wrote, and all but the first of runs with one config and seed, which are copies.
 
     Raises:
         FileNotFoundError: there is none.
     """
     paths = sorted({path for folder in folders for path in folder.rglob("results.json")})
-    if not paths:
-        raise FileNotFoundError(f"no results.json in {', '.join(map(str, folders))}: name folders of finished runs")
-    return [json.loads(path.read_text()) for path in paths]
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    left_out = []
+    for path in paths:
+        try:
+            results = read_results(path.parent)
+            check_results(results)
+        except (OSError, ValueError) as error:
+            left_out.append(f"{path}: {error}")
+            continue
+        key = json.dumps([(name, value) for name, value in _flat(results["config"]) if _counts(name)], default=str)
+        if key in found:
+            left_out.append(f"{path.parent} has the config and the seed of {found[key][0].parent}")
+        else:
+            found[key] = path, results
+    if not found:
+        reasons = "; ".join(left_out) or "name folders of finished runs"
+        raise FileNotFoundError(f"no run's results.json in {', '.join(map(str, folders))}: {reasons}")
+    return [results for _, results in found.values()], left_out
+
+
+def check_results(results: Mapping[str, Any]) -> None:
+    """Raise a ValueError where what `src.reporting.record.collect` writes is missing."""
+    try:
+        rows = [results["untrained"], results["last"], *results["history"], *[results["best"]] * bool(results["best"])]
+        numbers = [row["epoch"] for row in rows] + [value for row in rows for value in row.values()]
+        facts = [results["hardware"][name] for name in ("cpu", "cores")] + [results["versions"]["torch"]]
+        facts += [results["config"]["dataset"]["name"], results["config"]["trainer"]["precision"]]
+        groups = [results[name] for name in ("protocol", "choices", "config")] + [results["protocol"]["metrics"]]
+        groups += [results["config"][name] for name in ("backbone", "method")]
+        facts += [results["protocol"]["labels_used"], results["protocol"]["query"], results["choices"]["method"]]
+        sound = all(isinstance(value, int | float) for value in [*numbers, results["last"][results["monitor"]]])
+        sound &= all(isinstance(fact, str | int) for fact in facts) and all(isinstance(g, dict) for g in groups)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it lacks what a run's results have: {error}") from error
+    if not sound:
+        raise ValueError("it is not what a run's results are like")
+
+
+def _counts(setting: str) -> bool:
+    return setting == "seed" or not setting.startswith(ASIDE)
 
 
 def group_by_setting(results: Sequence[Result]) -> dict[str, list[Result]]:

@@ -13,7 +13,8 @@ def table(results: Sequence[Result]) -> str:
         paper = paper_numbers(runs[0])
         for metric in (name for name in runs[0]["last"] if name.split("/")[0] in runs[0]["protocol"]["metrics"]):
             cells = [setting + labels, metric, len(runs)]
-            cells += [_spread([run[row][metric] for run in runs]) for row in ("untrained", "last", "best")]
+            for row in ("untrained", "last", "best"):
+                cells.append(_spread([run[row][metric] for run in runs if run[row] and metric in run[row]]))
             lines.append([*cells, f"{paper[metric]:.1f}" if metric in paper else ""])
     facts = results[0]
     epochs = sorted({result["last"]["epoch"] for result in results} - {0}) or [0]
@@ -38,5 +39,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
     mean = sum(values) / len(values)
     return f"{mean:.2f}" if len(values) == 1 else f"{mean:.2f} ({min(values):.2f} to {max(values):.2f})"

@@ -1,39 +1,87 @@
-"""Entry points' manners: a user's mistake ends in one message, everything else in a traceback."""
+"""Commands' manners: a user's mistake ends in one line, a signal in its own status, everything else in a traceback."""
 
+import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
+from typing import ParamSpec, TypeVar
 
-from hydra.errors import HydraException, InstantiationException
-from omegaconf.errors import OmegaConfBaseException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 FULL = "HYDRA_FULL_ERROR"
-MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError, ImportError)
+SHOWN = os.environ.get(FULL, "0") == "1"  # every error with its traceback
+MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError, ImportError, MemoryError)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call a Hydra entry point; on a mistake print what is wrong and exit with status 1.
+    """Call a command; a mistake is told in one line with status 1, or as a traceback with HYDRA_FULL_ERROR=1.
 
-    With HYDRA_FULL_ERROR=1 every error shows its traceback.
+    Ctrl-C and SIGTERM end it with 130 and 143, as soon as what is being done has closed its files; a second ends it
+    at once. A reader that goes away (`--help | head`) is no error.
     """
-    if os.environ.get(FULL, "0") == "1":
-        main()
-        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell sets it for what runs in the background
+            signal.signal(number, _stop)
     os.environ[FULL] = "1"  # Hydra hands errors on instead of printing its own shortened traceback
     try:
-        main()
-    except MISTAKES as error:
-        sys.exit(f"error: {explain(error)}")
-    finally:
-        del os.environ[FULL]
+        telling_mistakes(main)()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so at its end
+
+
+def telling_mistakes(function: Callable[P, R]) -> Callable[P, R]:
+    """Exit with one line where `function` meets a mistake; inside of Hydra, which adds lines of its own to errors."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            if SHOWN or not (isinstance(error, MISTAKES) or _is_out_of_memory(error)):
+                raise
+            sys.exit(f"error: {explain(error)}")
+
+    return call
 
 
 def explain(error: BaseException) -> str:
-    """The message a user can act on: Hydra wraps the error of an object it could not make."""
+    """The line that a user can act on: Hydra wraps the error of an object it could not make."""
     if isinstance(error, InstantiationException):
         key = str(error).rsplit("full_key: ", 1)
         where = f"{key[1].strip()}: " if len(key) == 2 else ""
-        return f"{where}{error.__cause__ or error}"
-    if isinstance(error, (HydraException, OmegaConfBaseException)) and error.__cause__:
-        return f"{error}\n{error.__cause__}"
-    return str(error) or type(error).__name__
+        return f"{where}{_one_line(error.__cause__ or error)}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is missing: set {error.full_key}=…"
+    if isinstance(error, OverrideParseException):
+        name, _, value = error.override.partition("=")
+        quoted = f"'{name}=\"{value}\"'"
+        return f"{error.override} can't be read: a value with such characters needs quotes of its own, {quoted}"
+    if isinstance(error, HydraException | OmegaConfBaseException) and error.__cause__:
+        return f"{_one_line(error)}; {_one_line(error.__cause__)}"
+    if _is_out_of_memory(error):
+        return f"out of memory; lower dataset.batch_size or dataset.eval_batch_size ({_one_line(error)})"
+    return _one_line(error)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in (str(error) or type(error).__name__).splitlines()]
+    noise = ("object_type=", "reference_type=", "Config search path:", "provider=")
+    kept = [line for line in lines if line and not line.startswith(noise)]
+    return "; ".join(kept).replace(":; ", ": ").replace(".; ", ". ")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)

@@ -26,8 +26,6 @@ def select_accelerator(asked: str) -> str:
     if asked == "auto":
         return next(name for name, there in present.items() if there)
     accelerator = "gpu" if asked == "cuda" else asked
-    if accelerator not in present:
-        raise ValueError(f"trainer.accelerator={asked} is unknown: choose auto, {', '.join(present)}")
     if not present[accelerator]:
         raise ValueError(f"trainer.accelerator={asked}, but none is visible here: use trainer.accelerator=cpu or auto")
     return accelerator
@@ -37,24 +35,27 @@ def count_ranks(accelerator: str, devices: int | str | Sequence[int]) -> int:
     """How many processes `trainer.devices` means: a number, a list of devices, or all of them (-1 or `auto`).
 
     Raises:
-        ValueError: more GPUs than there are, or not a number of devices.
+        ValueError: more GPUs than there are, or a list where there are no GPUs.
     """
     here = {"gpu": torch.cuda.device_count(), "mps": 1}.get(accelerator)
     if devices in (-1, "-1", "auto"):
         return here or 1
-    if not isinstance(devices, (int, str)):
-        ranks = len(devices)
-    elif str(devices).isdigit() and int(devices) > 0:
-        ranks = int(devices)
-    else:
-        raise ValueError(f"trainer.devices={devices}: give a positive number, a list like [0,2], or -1 for all")
+    if not isinstance(devices, (int, str)) and accelerator != "gpu":
+        raise ValueError(f"trainer.devices={devices}: a list names GPUs; on {accelerator} give a number")
+    ranks = int(devices) if isinstance(devices, (int, str)) else len(devices)
     if here is not None and ranks > here:
         raise ValueError(f"trainer.devices={devices}, but this machine has {here}: use at most that many")
     return ranks
 
 
 def select_precision(asked: str, accelerator: str) -> str:
-    """`auto` to bf16 autocast where the hardware computes in it, else float32."""
+    """`auto` to bf16 autocast where the hardware computes in it, else float32.
+
+    Raises:
+        ValueError: the accelerator does not compute in what is asked for.
+    """
+    if asked == "16-mixed" and accelerator == "cpu":
+        raise ValueError("trainer.precision=16-mixed needs a GPU: choose bf16-mixed, 32-true or auto")
     if asked != "auto":
         return asked
     bfloat16 = {

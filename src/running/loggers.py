@@ -1,16 +1,18 @@
 """Weights & Biases without surprises: online when logged in and reachable, otherwise offline, never a prompt."""
 
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import wandb
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from src.running.runs import last_checkpoint
+from src.hints import Text
+from src.running.runs import write_atomically
 
 PATIENCE = 20  # seconds to wait for the server before going offline
 
@@ -23,16 +25,38 @@ def _reachable() -> bool:
         return False
 
 
-def wandb_logger(save_dir: str, project: str, entity: str | None, name: str | None, tags: list[str]) -> WandbLogger:
-    """Start a run of its own, online or offline; the variable WANDB_MODE has the last word.
+def csv_logger(save_dir: Path) -> CSVLogger:
+    """`metrics.csv` in `save_dir`, written as it comes; a run that goes on adds to it."""
+    logger = CSVLogger(save_dir, name="", version="", flush_logs_every_n_steps=1)
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        file, aside = save_dir / "metrics.csv", save_dir / ".metrics.csv"
+        if file.exists():
+            os.replace(file, aside)  # Lightning would delete it
+        writer = logger.experiment
+        if aside.exists():
+            writer.metrics_keys = aside.read_text().split("\n", 1)[0].split(",")
+            os.replace(aside, file)
+    return logger
+
+
+def wandb_logger(
+    save_dir: Path, project: Text, entity: Text | None, name: Text | None, tags: Sequence[Text]
+) -> WandbLogger:
+    """Start a run, online or offline; the variable WANDB_MODE has the last word.
+
+    A run that goes on does so in its own W&B run, whose id is kept in its folder as `wandb_id`.
 
     Args:
         save_dir: run folder, where the files of an offline run wait to be synchronised.
         project, entity, name, tags: as in `wandb.init`.
     """
     if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
-        return WandbLogger(save_dir=save_dir, project=project)
-    options: dict[str, Any] = {"dir": save_dir, "project": project, "entity": entity, "name": name, "tags": tags}
+        return WandbLogger(save_dir=str(save_dir), project=project)
+    kept = save_dir / "wandb_id"
+    if not kept.exists():
+        write_atomically(kept, secrets.token_hex(4))
+    options: dict[str, Any] = {"dir": str(save_dir), "id": kept.read_text().strip(), "resume": "allow"}
+    options |= {"project": project, "entity": entity, "name": name, "tags": list(tags)}
     settings = wandb.Settings(init_timeout=PATIENCE, console="off", silent=True)
     mode = os.environ.get("WANDB_MODE", "online")
     if mode == "online" and not _reachable():
@@ -45,15 +69,12 @@ def wandb_logger(save_dir: str, project: str, entity: str | None, name: str | No
         run = wandb.init(mode="offline", settings=settings, **options)
     if mode == "offline":
         print(f"W&B is offline; to upload this run: wandb sync {Path(run.dir).parent}")
-    return WandbLogger(experiment=run, save_dir=save_dir)
+    return WandbLogger(experiment=run, save_dir=str(save_dir))
 
 
 @contextmanager
-def finishing(logger: Logger | None, folder: Path) -> Iterator[Logger | None]:
-    """Close the run's logger at the end, so that the next run of the process starts its own.
-
-    Where the run breaks off and has a checkpoint in `folder`, says how it goes on.
-    """
+def finishing(logger: Logger | None) -> Iterator[Logger | None]:
+    """Close the run's logger at the end, so that the next run of the process starts its own."""
     failed = True
     try:
         yield logger
@@ -63,5 +84,3 @@ def finishing(logger: Logger | None, folder: Path) -> Iterator[Logger | None]:
             wandb.finish(exit_code=int(failed))
         elif logger:
             logger.finalize("failed" if failed else "success")
-        if failed and last_checkpoint(folder) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            print(f"Not finished; the same command with run_dir={folder} goes on from the last epoch.", flush=True)

@@ -1,80 +1,126 @@
-"""A run folder: its config, its checkpoints, its results; and the processes that fill it."""
+"""A run folder: who works in it, its config, its results."""
 
-import builtins
 import json
 import os
-import pickle
+import shlex
 import socket
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from src import settings
+from src.running.checkpoints import has_checkpoint
+
 # What may change when a run goes on: none of it alters what an epoch learns.
-FREE = ("trainer.max_epochs", "trainer.enable_progress_bar", "logger", "run_dir", "cache_dir")
+FREE = ("trainer.max_epochs", "trainer.enable_progress_bar", "logger", "run_dir")
+PLACES = ("cache_dir", "dataset.cache_dir", "backbone.cache_dir")
+MOST, DEEPEST = 2**17, 20  # characters and levels that a config has
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold `folder` as long as this process lives and the context lasts.
+
+    Raises:
+        FileExistsError: another process holds it; the message says which.
+    """
+    lock, holder = FileLock(folder / ".lock"), folder / ".holder"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        who = holder.read_text() if holder.exists() else "another process"
+        raise FileExistsError(f"{folder} is being written by {who}: wait for it, or choose another run_dir") from error
+    try:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_atomically(holder, f"process {os.getpid()} on {socket.gethostname()}, since {now}")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
 
 
 def begin(folder: Path, config: DictConfig) -> None:
-    """Claim `folder` for a run of `config`, new or going on from its last checkpoint.
+    """Make `folder` that of a run of `config`: new, or going on from its last checkpoint: by more epochs if finished.
+
+    The results of a finished run that goes on are kept as `results-<epochs>.json`.
 
     Raises:
         FileExistsError: it holds a finished run, which nothing overwrites.
-        ValueError: it holds an unfinished run of another config.
+        ValueError: it holds a run of another config.
     """
-    if (folder / "results.json").exists():
-        raise FileExistsError(f"{folder} holds a finished run (results.json): choose another run_dir")
-    path = folder / "config.yaml"
-    if last_checkpoint(folder) and path.exists():
-        before, now = _flat(OmegaConf.load(path)), _flat(config)
-        changed = sorted(
-            key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not key.startswith(FREE)
+    results, path = folder / "results.json", folder / "config.yaml"
+    done = read_results(folder)["last"]["epoch"] if results.exists() else None
+    if done is not None and not (has_checkpoint(folder) and config.trainer.max_epochs > done):
+        raise FileExistsError(
+            f"{folder} holds a finished run (results.json) of {done} epochs: choose another run_dir, or more "
+            "trainer.max_epochs to go on with it"
         )
+    if has_checkpoint(folder) and path.exists():
+        before, now = _flat(OmegaConf.to_container(load_config(folder))), _flat(OmegaConf.to_container(config))
+        changed = [
+            key
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and not key.startswith(FREE) and key not in PLACES
+        ]
         if changed:
             differences = ", ".join(f"{key}: {before.get(key)} became {now.get(key)}" for key in changed[:5])
-            raise ValueError(
-                f"{folder} holds an unfinished run of another config ({differences}): choose another run_dir"
-            )
+            kind = "an unfinished" if done is None else "a finished"
+            raise ValueError(f"{folder} holds {kind} run of another config ({differences}): choose another run_dir")
+    if done is not None:
+        os.replace(results, folder / f"results-{done}.json")
     write_atomically(path, OmegaConf.to_yaml(config))
 
 
+@contextmanager
+def saying_how_to_go_on(folder: Path, overrides: Sequence[str]) -> Iterator[None]:
+    """Where the run breaks off, by an error or a signal, print the command that goes on with it."""
+    try:
+        yield
+    except BaseException:
+        if has_checkpoint(folder):
+            kept = [override for override in overrides if not override.startswith("run_dir=")]
+            command = shlex.join(["python", "-m", "src.train", *kept, f"run_dir={folder}"])
+            print(f"Not finished; this goes on from the last epoch: {command}", flush=True)
+        raise
+
+
 def load_config(folder: Path) -> DictConfig:
-    """The resolved config of the run in `folder`.
+    """The resolved config of the run in `folder`, which may be anybody's: see `src.settings.check_foreign`.
 
     Raises:
         FileNotFoundError: there is no run.
+        ValueError: the file is no such config, or names what this project does not make.
     """
-    if not (folder / "config.yaml").exists():
-        raise FileNotFoundError(f"run={folder}: no run is there (config.yaml is missing)")
-    config = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(config, DictConfig)
-    return config
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Where an unfinished run goes on."""
-    path = folder / "checkpoints" / "last.ckpt"
-    return path if path.exists() else None
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Tensors and plain values of a checkpoint; nothing in it is executed.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged or not a checkpoint.
-    """
-    import torch
-
+    path = folder / "config.yaml"
     if not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+        raise FileNotFoundError(f"run={folder}: no run is there (config.yaml is missing)")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint["state_dict"]
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"the checkpoint {path} cannot be read ({reason}): delete it, or give another") from error
-    return dict(checkpoint)
+        text = path.read_text()
+        if len(text) > MOST or "${" in text or not _is_simple(text):
+            raise ValueError("it is not one that a run wrote")
+        plain = yaml.safe_load(text)
+        if not isinstance(plain, dict):
+            raise ValueError("it holds no settings")
+        settings.check_foreign(plain)
+        return OmegaConf.create(plain)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} can't be used: {' '.join(str(error).split())}") from error
+
+
+def _is_simple(text: str) -> bool:
+    """Whether YAML says nothing twice (`*`), which can grow without end, and nests no deeper than configs do."""
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST or isinstance(event, yaml.AliasEvent):
+            return False
+    return True
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
@@ -83,56 +129,32 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """What a finished run measured."""
-    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return results
+    """What a finished run measured.
+
+    Raises:
+        ValueError: the file is damaged, or no run's.
+    """
+    path = folder / "results.json"
+    try:
+        results = json.loads(path.read_text())
+        int(results["last"]["epoch"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} holds no run's results ({type(error).__name__}: {error})") from error
+    return dict(results)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def spawn(function: Callable[..., object], ranks: int, *arguments: Any) -> None:
-    """Run `function(*arguments)` in `ranks` processes that find each other as Lightning's DDP does.
-
-    Lightning's own launcher starts the command line again, which in a multirun would start the sweep again.
-    """
-    from torch.multiprocessing import ProcessRaisedException, start_processes
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     try:
-        start_processes(_rank, (function, ranks, port, arguments), nprocs=ranks, start_method="spawn")
-    except ProcessRaisedException as error:
-        # The last line of the rank's traceback says what went wrong, a user's mistake or ours.
-        name, _, message = error.msg.strip().splitlines()[-1].partition(": ")
-        kind = getattr(builtins, name, RuntimeError)
-        raise kind(f"{message} (rank {error.error_index} of {ranks})") from error
+        partial.write_text(text)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _rank(rank: int, function: Callable[..., object], ranks: int, port: int, arguments: tuple[Any, ...]) -> None:
-    os.environ |= {
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "NODE_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    function(*arguments)
-
-
-def _flat(config: Any) -> dict[str, Any]:
-    def walk(prefix: str, node: Any) -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {prefix: node}
-        return {
-            key: value
-            for name in node
-            for key, value in walk(f"{prefix}{'.' * bool(prefix)}{name}", node[name]).items()
-        }
-
-    return walk("", OmegaConf.to_container(config))
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    dot = "." * bool(prefix)
+    return {key: value for name in node for key, value in _flat(node[name], f"{prefix}{dot}{name}").items()}

@@ -23,8 +23,6 @@ class MemoryBank(nn.Module):
 
     def __init__(self, images: int, dim: int, momentum: float) -> None:
         super().__init__()
-        if not 0 <= momentum < 1:
-            raise ValueError(f"method.momentum={momentum} must lie in [0, 1)")
         self.momentum = momentum
         self.register_buffer("memory", functional.normalize(torch.randn(images, dim), dim=1))
         self.register_buffer("seen", torch.zeros(images, dtype=torch.bool))

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ FEATURES = {"resnet18": 512, "resnet50": 2048, "googlenet": 1024}
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_pooled_features(name: str) -> None:
+def test_pooled_features(name: Any) -> None:
     network = from_torchvision(name, None, pretrained=False)
     assert network.num_features == FEATURES[name]
     assert network(torch.randn(2, 3, 224, 224)).shape == (2, FEATURES[name]), "in training mode too"

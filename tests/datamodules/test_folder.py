@@ -1,3 +1,5 @@
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +99,20 @@ def test_a_changed_folder_or_option_has_its_own_store(root: Path, cache: Path) -
         ({}, {}, FileNotFoundError, "there is no such folder"),
         ({"a": 2}, {}, ValueError, "1 class can't be split; dataset.split=random can"),
         ({"a": 2, "b": 0}, {}, ValueError, "class folders b hold no images"),
-        ({"train/a": 2}, {}, FileNotFoundError, "test: there is no such folder"),
+        (
+            {"train/a": 2},
+            {},
+            FileNotFoundError,
+            "train: named like a split .* no folder test: make train/ and test/",
+        ),
+        ({"Testing/a": 2, "train/a": 2}, {}, FileNotFoundError, "Testing, train: named like .* no folder test"),
+        ({"cat": 2, "dog": 2, "valid": 2}, {}, FileNotFoundError, "valid: named like a split .* no folder train"),
+        ({"TRAINING/a": 2, "val/a": 2, ".git": 0}, {"split": "classes"}, ValueError, "TRAINING, val: named like"),
+        ({"train/a": 2, "test/a": 2}, {"split": "random"}, ValueError, "test, train: named like splits of the images"),
+        ({"train/a": 2, "Train/b": 2, "test/a": 2}, {}, ValueError, "Train, train differ only in case"),
+        ({"train/a": 2, "TEST/a": 2, "Test/b": 2}, {}, ValueError, "TEST, Test differ only in case"),
         ({"train/a": 2, "test": 0}, {}, ValueError, "no images to test on"),
         ({".": 2, "a": 1}, {}, ValueError, "images lie outside of class folders"),
-        ({"a": 2, "b": 2}, {"split": "half"}, ValueError, "dataset.split='half'"),
-        ({"a": 2, "b": 2}, {"test_fraction": 1}, ValueError, "dataset.test_fraction=1"),
     ],
 )
 def test_impossible_folders_are_named(
@@ -111,3 +122,77 @@ def test_impossible_folders_are_named(
         fill(root / name, count)
     with pytest.raises(error, match=message):
         make(root, cache, **changes)
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAIN", "test"), ("train", "tEsT")])
+def test_train_and_test_in_capitals_are_no_classes(root: Path, cache: Path, train: str, test: str) -> None:
+    fill(root / train / "cat", 3)
+    fill(root / test / "emu", 2, level=9)
+    fill(root / "val" / "cat", 4)
+    store = read(root, cache)
+    assert store.classes == ["cat", "emu"]
+    assert store.splits["train"].labels.tolist() == [0, 0, 0]
+    assert store.splits["test"].labels.tolist() == [1, 1]
+    assert store.splits["test"].images.unique().tolist() == [9]
+
+
+def test_a_class_may_be_called_like_a_split_where_the_user_says_so(root: Path, cache: Path) -> None:
+    for name in ("cat", "test"):
+        fill(root / name, 2)
+    assert read(root, cache, split="classes").classes == ["cat", "test"]
+
+
+def test_what_programs_and_systems_leave_is_no_class(root: Path, cache: Path) -> None:
+    for name in ("a", "b"):
+        fill(root / name, 2)
+        fill(root / name / ".ipynb_checkpoints", 1)
+        fill(root / name / "more" / "__MACOSX" / "deeper", 1)
+    fill(root / ".ipynb_checkpoints", 1)
+    fill(root / "__MACOSX" / "train", 1)
+    (root / "@eaDir").mkdir()
+    (root / "a" / "Thumbs.db").write_bytes(b"x")
+    store = read(root, cache)
+    assert store.classes == ["a", "b"]
+    assert [len(split) for split in store.splits.values()] == [2, 2]
+
+
+def test_linked_classes_and_files_count(root: Path, cache: Path, tmp_path: Path) -> None:
+    fill(tmp_path / "elsewhere" / "cat", 3)
+    fill(root / "dog", 2)
+    (root / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
+    (root / "dog" / "linked.png").symlink_to(tmp_path / "elsewhere" / "cat" / "0.png")
+    store = read(root, cache)
+    assert store.classes == ["cat", "dog"]
+    assert [len(split) for split in store.splits.values()] == [3, 3]
+
+
+def test_a_dangling_link_is_a_broken_file(root: Path, cache: Path) -> None:
+    for name in ("a", "b"):
+        fill(root / name, 2)
+    (root / "a" / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(OSError, match=r"gone.png can't be decoded.*dataset.skip_broken=true"):
+        read(root, cache)
+    store = read(root, cache, skip_broken=True)
+    assert len(store.splits["train"]) == 2
+    assert "gone.png" in store.meta["left_out"][0]
+    (root / "c").symlink_to("nowhere")
+    with pytest.raises(OSError, match=r"pets/c is a link to nothing"):
+        make(root, cache)
+
+
+@pytest.mark.parametrize("denied", ["", "a", "a/deep"])
+def test_a_folder_that_cannot_be_read_is_named(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, denied: str
+) -> None:
+    """In place of permissions, which do not hold for root."""
+    for name in ("a", "a/deep", "b"):
+        fill(root / name, 1)
+
+    def scandir(path: Any, scan: Any = os.scandir) -> Iterator[os.DirEntry[str]]:
+        if Path(path) == root / denied:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match=str(root / denied)):
+        make(root, cache)

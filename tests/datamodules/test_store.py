@@ -4,13 +4,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from src.datamodules.store import class_balanced_draw, prepare_store, read_store, write_split
+from src.datamodules import store as store_module
+from src.datamodules.store import class_balanced_draw, first_copies, prepare_store, read_store, write_split
 from tests.conftest import ROOT, small_store
 
 
@@ -23,6 +25,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
     def build(folder: Path) -> dict[str, object]:
         write_split(folder, "train", zip(images, (0, 1, 1, -1, 0), strict=True))
+        write_split(folder, "test", zip(images[:2], (1, 0), strict=True))
         return {"classes": ["cat", "dog"], "source": "here"}
 
     prepare_store(tmp_path / "pets", build)
@@ -79,7 +82,8 @@ def _prepare_slowly(path: Path, log: Path) -> None:
         with log.open("a") as file:
             file.write(f"{os.getpid()}\n")
         time.sleep(1)
-        write_split(folder, "train", [(np.zeros((4, 4, 3), np.uint8), 0)] * 4)
+        for split in ("train", "test"):
+            write_split(folder, split, [(np.zeros((4, 4, 3), np.uint8), 0)] * 4)
         return {"classes": ["a"], "source": "here"}
 
     prepare_store(path, build)
@@ -102,6 +106,25 @@ def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def _replace(**changes: object) -> Callable[[Path], None]:
+    """Change entries of `meta.json`; `...` removes one."""
+
+    def damage(path: Path) -> None:
+        meta = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({key: value for key, value in meta.items() if value is not ...}))
+
+    return damage
+
+
+def _resplit(**changes: object) -> Callable[[Path], None]:
+    return _replace(splits={"train": [20, 8, 8, 3], "test": [11, 8, 8, 3]} | changes)
+
+
+def _in_place_of(path: Path, name: str) -> None:
+    path.unlink()
+    (path / name).mkdir(parents=True)
+
+
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
@@ -113,17 +136,112 @@ def _truncate(path: Path) -> None:
         ("test_labels.npy", _truncate),
         ("test_labels.npy", lambda path: np.save(path, np.full(11, 9))),
         ("test_labels.npy", lambda path: np.save(path, np.zeros(10, np.int64))),
+        ("test_labels.npy", lambda path: np.save(path, np.zeros(11))),
+        ("test_labels.npy", lambda path: np.save(path, np.zeros(11, np.int32))),
+        ("test_labels.npy", lambda path: np.save(path, np.zeros(11, ">i8"))),
+        ("test_labels.npy", lambda path: np.save(path, np.int64(0))),
+        ("test_labels.npy", lambda path: np.save(path, np.full(11, -2))),
+        ("test_labels.npy", lambda path: path.write_bytes(b"PK\3\4 no archive")),
+        ("test_labels.npy", lambda path: np.savez(path.open("wb"), np.zeros(11, np.int64))),
+        ("test_labels.npy", lambda path: _in_place_of(path, "folder")),
+        ("test_images.npy", lambda path: np.save(path, np.zeros((0, 8, 8, 3), np.uint8))),
+        ("test_images.npy", lambda path: path.unlink()),
+        ("train_images.npy", lambda path: np.save(path, np.zeros((20, 8, 3, 8), np.uint8))),
         ("meta.json", _truncate),
         ("meta.json", lambda path: path.write_text(json.dumps({"format": 0}))),
         ("meta.json", lambda path: path.write_text(json.dumps({"format": 1, "classes": []}))),
         ("meta.json", lambda path: path.write_text("[]")),
+        ("meta.json", lambda path: path.write_text("1")),
+        ("meta.json", lambda path: path.write_text("[" * 100_000)),
+        ("meta.json", lambda path: path.write_bytes(b"\xff\xfe{}")),
+        ("meta.json", lambda path: path.write_text(json.dumps("x" * 10_000))),
+        ("meta.json", _replace(format=[1])),
+        ("meta.json", _replace(format="1\n2")),
+        ("meta.json", _replace(classes="abc")),
+        ("meta.json", _replace(classes={"a": 0, "b": 1, "c": 2})),
+        ("meta.json", _replace(classes=["a", "b", 3])),
+        ("meta.json", _replace(classes=[["a"], ["b"], ["c"]])),
+        ("meta.json", _replace(classes=...)),
+        ("meta.json", _replace(splits=...)),
+        ("meta.json", _replace(splits=[])),
+        ("meta.json", _replace(splits={"train": [20, 8, 8, 3]})),
+        ("meta.json", _replace(splits={"../train": [20, 8, 8, 3], "../test": [11, 8, 8, 3]})),
+        ("meta.json", _resplit(test=[11.0, 8, 8, 3])),
+        ("meta.json", _resplit(test="[11, 8, 8, 3]")),
+        ("meta.json", _resplit(test=[])),
+        ("meta.json", _resplit(test=None)),
+        ("meta.json", _resplit(test={"a": [[]]})),
+        ("meta.json", _resplit(test=[12, 8, 8, 3])),
     ],
 )
 def test_a_damaged_store_is_named_with_its_remedy(tmp_path: Path, file: str, damage: object) -> None:
     small_store(tmp_path / "store")
     damage(tmp_path / "store" / file)  # type: ignore[operator]
-    with pytest.raises(ValueError, match=f"store {tmp_path / 'store'} is damaged .*delete .* to rebuild it"):
+    with pytest.raises(ValueError, match=f"store {tmp_path / 'store'} is damaged .*delete .* to rebuild it") as caught:
         read_store(tmp_path / "store")
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 300 + 2 * len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((0, 8, 8, 3), "no images"), ((11, 0, 8, 3), "no images"), ((11, 8, 8, 4), "images uint8"), ((11,), "images")],
+)
+def test_a_split_without_images_is_named(tmp_path: Path, shape: tuple[int, ...], message: str) -> None:
+    """However well its parts agree."""
+    small_store(tmp_path / "store")
+    np.save(tmp_path / "store" / "test_images.npy", np.zeros(shape, np.uint8))
+    np.save(tmp_path / "store" / "test_labels.npy", np.zeros(shape[0], np.int64))
+    _resplit(test=list(shape))(tmp_path / "store" / "meta.json")
+    with pytest.raises(ValueError, match=rf"damaged \(test: {message}"):
+        read_store(tmp_path / "store")
+
+
+def test_nothing_outside_of_a_store_is_read(tmp_path: Path) -> None:
+    """`meta.json` may be a stranger's: the splits have fixed names, and no other is looked for."""
+    small_store(tmp_path / "store")
+    small_store(tmp_path / "other")
+    _resplit(**{"../other/train": [20, 8, 8, 3], "validation": "none"})(tmp_path / "store" / "meta.json")
+    assert list(read_store(tmp_path / "store").splits) == ["train", "test"]
+
+
+def test_a_store_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_store(tmp_path / "store")
+
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(PermissionError, match=r"train_images.npy"):
+        read_store(tmp_path / "store")
+
+
+def test_equal_images_are_found_wherever_they_are() -> None:
+    """Against a comparison of all pairs; some differ only outside of the middle line, which is looked at first."""
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 256, (12, 6, 4, 3), dtype=np.uint8)
+    kinds[6:, 3] = kinds[0, 3]
+    kinds[7, 0, 0, 0] = kinds[6, 0, 0, 0] + 1
+    images = kinds[rng.integers(0, 12, 40)]
+    parts = [torch.from_numpy(part) for part in (images[:23], images[23:24], images[24:])]
+    found = first_copies(*parts)
+    assert [len(part) for part in found] == [23, 1, 16]
+    expected = [next(j for j in range(40) if np.array_equal(images[i], images[j])) for i in range(40)]
+    assert torch.cat(found).tolist() == expected
+    assert len(set(expected)) > 8
+
+
+def test_different_images_are_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_store(tmp_path / "store")
+    digested = []
+
+    def digest(pixels: np.ndarray, real: Callable[[np.ndarray], bytes] = store_module._digest) -> bytes:
+        digested.append(pixels.size)
+        return real(pixels)
+
+    monkeypatch.setattr(store_module, "_digest", digest)
+    first_copies(*(split.images for split in read_store(tmp_path / "store").splits.values()))
+    assert set(digested) == {8 * 3}
 
 
 def test_labels_are_never_unpickled(tmp_path: Path) -> None:

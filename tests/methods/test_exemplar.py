@@ -30,8 +30,3 @@ def test_learns_a_weight_for_each_image() -> None:
 
 def test_one_image_has_nothing_to_be_told_from() -> None:
     assert softmax_loss(unit(1, 4), unit(1, 4), torch.tensor([0]), 1.0).item() == 0
-
-
-def test_an_impossible_temperature() -> None:
-    with pytest.raises(ValueError, match=r"method.temperature=0"):
-        Exemplar(0)

@@ -132,15 +132,6 @@ def test_bad_embeddings_raise_with_their_shape(z: Tensor, message: str) -> None:
         invariant_spreading_loss(z)
 
 
-@pytest.mark.parametrize(
-    "options", [{"temperature": 0.0}, {"negatives": "semi"}, {"fraction": 0.0}, {"positives": "far"}]
-)
-def test_bad_options_raise_when_the_method_is_made(options: dict) -> None:
-    valid = {"temperature": 0.1, "negatives": "all", "stop_gradient": True, "fraction": 0.5, "positives": "self"}
-    with pytest.raises(ValueError, match=f"method.{next(iter(options))}"):
-        InvariantSpreading(**valid | options)
-
-
 def test_the_terms_add_up() -> None:
     terms = InvariantSpreading(0.1, "all", True, 0.5, "self")(unit(8, 4), torch.arange(4))
     assert terms["loss"].item() == pytest.approx((terms["positive"] + terms["negative"]).item())

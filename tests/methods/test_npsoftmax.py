@@ -27,10 +27,3 @@ def test_the_memory_follows_after_the_step() -> None:
     method.after_step(f.detach(), index)
     assert ((method.bank.memory != memory).any(1).nonzero().squeeze(1)).tolist() == [0, 2, 5]
     assert method(f, index)["loss"] < loss
-
-
-def test_impossible_options() -> None:
-    with pytest.raises(ValueError, match=r"method.temperature=0"):
-        NPSoftmax(0, 0.5)
-    with pytest.raises(ValueError, match=r"method.momentum=1"):
-        NPSoftmax(0.1, 1).setup(TrainingSet(9, 4, pretrained=False, labels=None))

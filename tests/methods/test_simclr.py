@@ -3,7 +3,7 @@ import torch
 from pytorch_metric_learning.losses import NTXentLoss
 from torch import Tensor
 
-from src.methods.simclr import SimCLR, nt_xent_loss
+from src.methods.simclr import nt_xent_loss
 from tests.methods.reference import assert_same, unit
 
 
@@ -29,8 +29,3 @@ def test_agrees_with_the_equation_and_with_pytorch_metric_learning(tau: float) -
 def test_too_few_images(rows: int) -> None:
     with pytest.raises(ValueError, match=rf"\({rows}, 4\)"):
         nt_xent_loss(unit(rows, 4), 0.5)
-
-
-def test_an_impossible_temperature() -> None:
-    with pytest.raises(ValueError, match=r"method.temperature=-1"):
-        SimCLR(-1)

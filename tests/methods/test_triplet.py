@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.methods.triplet import Triplet, choose_negatives, distances, triplet_loss
+from src.methods.triplet import choose_negatives, distances, triplet_loss
 from tests.methods.reference import assert_same, unit
 
 
@@ -67,10 +67,3 @@ def test_identical_embeddings_have_a_finite_gradient() -> None:
 def test_too_few_images(rows: int) -> None:
     with pytest.raises(ValueError, match=rf"\({rows}, 4\)"):
         triplet_loss(unit(rows, 4), 0.5, "random")
-
-
-def test_impossible_options() -> None:
-    with pytest.raises(ValueError, match=r"method.margin=0"):
-        Triplet(0, "hard")
-    with pytest.raises(ValueError, match=r"method.negatives='soft'"):
-        Triplet(0.5, "soft")

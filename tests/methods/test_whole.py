@@ -202,7 +202,7 @@ class Triplets(Transcription):
 
 @pytest.mark.parametrize("margin", [0.2, 0.5])
 @pytest.mark.parametrize("negatives", ["random", "hard"])
-def test_triplet(margin: float, negatives: str) -> None:
+def test_triplet(margin: float, negatives: Any) -> None:
     written: list[Triplets] = []
 
     def transcription(start: Weights) -> Triplets:
@@ -419,7 +419,7 @@ class DeepClusterProgram(Transcription):
 @pytest.mark.parametrize("classifier", ["linear", "cosine"])
 @pytest.mark.parametrize(("clusters", "pca", "iterations", "temperature"), [(3, 4, 20, 0.1), (5, 2, 1, 0.5)])
 def test_deepcluster(
-    clusters: int, pca: int, iterations: int, temperature: float, classifier: str, features: str
+    clusters: int, pca: int, iterations: int, temperature: float, classifier: Any, features: Any
 ) -> None:
     linear = classifier == "linear"
     own = (0.05, 1e-5) if linear else (None, None)

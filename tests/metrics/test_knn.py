@@ -84,10 +84,15 @@ def test_a_class_without_votes_is_never_a_hit() -> None:
 
 def test_k_larger_than_the_gallery_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"protocol.metrics.knn.k=200, but the gallery has 10"):
-        WeightedKNN(k=200).check(torch.zeros(3), torch.zeros(10))
+        WeightedKNN(k=200).check(torch.arange(3), torch.zeros(10))
     with pytest.raises(ValueError, match=r"searches a gallery"):
         WeightedKNN(k=200).check(torch.zeros(3), None)
-    WeightedKNN(k=10).check(torch.zeros(3), torch.zeros(10))
+    WeightedKNN(k=10).check(torch.arange(3), torch.zeros(10))
+
+
+def test_a_test_set_of_one_class_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"metrics.knn: the test set has one class \(2\), one answer would always be"):
+        WeightedKNN(k=1).check(torch.full((3,), 2), torch.arange(10))
 
 
 def test_unlabelled_images_cannot_vote() -> None:

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,13 +56,13 @@ def views() -> torch.Tensor:
     return torch.randn(2, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-OPTIONS = [(negatives, stop) for negatives in ("all", "hard", "easy") for stop in (True, False)]
+OPTIONS: list[tuple[Any, bool]] = [(negatives, stop) for negatives in ("all", "hard", "easy") for stop in (True, False)]
 
 
 def methods() -> list[Method]:
     """One of every kind that sees eight images of eight dimensions and draws nothing."""
     torch.manual_seed(0)
-    ours: list[Method] = [InvariantSpreading(0.1, *options, 0.5, "self") for options in OPTIONS]
+    ours: list[Method] = [InvariantSpreading(0.1, n, stop, 0.5, "self") for n, stop in OPTIONS]
     others: list[Method] = [
         SimCLR(0.5),
         Triplet(0.5, "hard"),

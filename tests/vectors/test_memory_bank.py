@@ -68,9 +68,3 @@ def test_every_rank_remembers_what_all_have_seen(tmp_path: Path) -> None:
         found = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(found["memory"], expected.memory)
         assert torch.equal(found["seen"], expected.seen)
-
-
-@pytest.mark.parametrize("momentum", [-0.1, 1.0])
-def test_impossible_momentum(momentum: float) -> None:
-    with pytest.raises(ValueError, match=r"method.momentum"):
-        MemoryBank(5, 3, momentum)

@@ -1,0 +1,100 @@
+"""Checkpoints: written whole beside their place and renamed, the one before kept, and read without running anything.
+
+A run folder has `checkpoints/last.ckpt`, `previous.ckpt` (the one before) and `best.ckpt`.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+NAMES = ("last", "previous")
+
+
+def path_of(folder: Path, name: str) -> Path:
+    """Of the checkpoint `name`, `last`, `previous` or `best`, of the run in `folder`."""
+    return folder / "checkpoints" / f"{name}.ckpt"
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run in `folder` can go on from somewhere."""
+    return any(path_of(folder, name).exists() for name in NAMES)
+
+
+def find_last(folder: Path, max_epochs: int) -> Path | None:
+    """Where an unfinished run goes on: the last checkpoint, or where it is damaged the one before.
+
+    Raises:
+        ValueError: all that are there are damaged, or have more than `max_epochs`.
+    """
+    damage: ValueError | None = None
+    for path in (path_of(folder, name) for name in NAMES):
+        if path.exists():
+            try:
+                epochs = load(path)["epoch"] + 1
+            except ValueError as error:
+                print(error, flush=True)
+                damage = error
+                continue
+            if epochs > max_epochs:
+                raise ValueError(f"trainer.max_epochs={max_epochs}: the run in {folder} has trained {epochs} already")
+            return path
+    if damage:
+        raise damage
+    return None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Tensors and plain values of a checkpoint; nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged or not a checkpoint.
+    """
+    import torch
+
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        checkpoint = dict(torch.load(path, map_location="cpu", weights_only=True))
+        int(checkpoint["epoch"])
+        dict(checkpoint["state_dict"])
+        return checkpoint
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file raises what it likes
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ValueError(f"the checkpoint {path} cannot be read ({reason}): delete it, or give another") from error
+
+
+def fill(module: Any, checkpoint: dict[str, Any]) -> None:
+    """Load the weights of a checkpoint into `module`.
+
+    Raises:
+        ValueError: it is of another network.
+    """
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the checkpoint is of another network: {' '.join(str(error).split())[:300]}") from error
+
+
+def save(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write `checkpoint` to `path`, whole or not at all.
+
+    Raises:
+        OSError: the disk is full, or the like; what was there is still whole.
+    """
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except RuntimeError as error:  # as torch's writer has it
+        raise OSError(f"the checkpoint {path} could not be written: {str(error).splitlines()[0]}") from error
+    finally:
+        partial.unlink(missing_ok=True)

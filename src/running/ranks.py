@@ -1,0 +1,73 @@
+"""Several processes for one run, which find each other as Lightning's DDP does."""
+
+import builtins
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+PATIENCE = 5  # seconds that ranks have to close their files when one has ended
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+
+
+def spawn(function: Callable[..., object], ranks: int, *arguments: Any) -> None:
+    """Run `function(*arguments)` in `ranks` processes; none outlives another that failed, nor this one.
+
+    Lightning's own launcher starts the command line again, which in a multirun would start the sweep again.
+
+    Raises:
+        Exception: of the first rank that failed; the message names it.
+        ChildProcessError: a rank was killed.
+    """
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = (function, ranks, port, os.getpid(), arguments)
+    context = start_processes(_rank, told, ranks, join=False, start_method="spawn")
+    try:
+        while not context.join(grace_period=PATIENCE):
+            pass
+    except ProcessRaisedException as error:
+        # The last line of the rank's traceback says what went wrong, a user's mistake or ours.
+        name, _, message = error.msg.strip().splitlines()[-1].partition(": ")
+        kind = getattr(builtins, name.rsplit(".", 1)[-1], RuntimeError)
+        raise kind(f"{message} (rank {error.error_index} of {ranks})") from error
+    except ProcessExitedException as error:
+        cause = f"was killed by {error.signal_name}" if error.signal_name else f"ended with status {error.exit_code}"
+        raise ChildProcessError(f"rank {error.error_index} of {ranks} {cause}; the others were ended") from error
+    finally:
+        _end(context.processes)
+
+
+def _end(processes: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + PATIENCE
+        for process in processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+        for process in processes:
+            process.join(max(0, deadline - time.monotonic()))
+
+
+def _rank(
+    rank: int, function: Callable[..., object], ranks: int, port: int, parent: int, arguments: tuple[Any, ...]
+) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; the parent ends its ranks
+    os.environ |= {
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "NODE_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    function(*arguments)
