@@ -33,6 +33,13 @@ mutants: $(READY) ## put faults into the code one at a time: at least 90% must m
 chaos: $(READY) ## kill real runs at random moments: they must end as if nothing had happened (an hour)
 	$(BIN)/python -m tests.chaos
 
+fuzz: $(READY) ## ten thousand wrong settings, run folders, stores and image folders: each ends well or in one line (90 minutes)
+	$(BIN)/python -m tests.fuzz
+
+audit: $(READY) ## look the installed packages up among the known vulnerabilities; needs a network
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --skip-editable
+
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -43,5 +50,5 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[supervised,tensorboard,timm,dev]'
 	@touch $(READY)
 
-.PHONY: help train test check format bench mutants chaos clean
+.PHONY: help train test check format bench mutants chaos fuzz audit clean
 .DEFAULT_GOAL := help

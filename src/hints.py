@@ -59,6 +59,8 @@ def describe(hint: Any) -> str:
         return _or([describe(part) for part in arguments])
     if kind is collections.abc.Sequence:
         return f"a list, each of it {describe(arguments[0])}"
+    if kind is collections.abc.Mapping and arguments[1] is not Any:
+        return f"a group, each of it {describe(arguments[1])}"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
     return words.get(kind, "a group of settings")
 

@@ -96,8 +96,7 @@ def check(config: Group, hints: Group = TRAIN) -> None:
     wrong = list(_check_group("", config, hints))
     if wrong:
         keys = list(dict.fromkeys(re.split("=| is missing", line)[0] for line in wrong))
-        message = wrong[0] + f" (wrong too: {', '.join(keys[1:6])})" * (len(keys) > 1)
-        raise WrongSetting(message if message.isprintable() else ascii(message)[1:-1])
+        raise WrongSetting(wrong[0] + f" (wrong too: {', '.join(keys[1:6])})" * (len(keys) > 1))
 
 
 def check_foreign(config: Group) -> None:

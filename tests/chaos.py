@@ -40,8 +40,9 @@ def start(arguments: list[str], log: Path) -> int:
     """Fork a process that trains, in a session of its own."""
     child = os.fork()
     if child:
+        os.setpgid(child, child)  # by both, since either may come first
         return child
-    os.setsid()
+    os.setpgid(0, 0)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)

@@ -53,8 +53,13 @@ def telling_mistakes(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def explain(error: BaseException) -> str:
-    """The line that a user can act on: Hydra wraps the error of an object it could not make."""
-    if isinstance(error, InstantiationException):
+    """The one line that a user can act on, without a character that is none."""
+    line = _explain(error)
+    return line if line.isprintable() else ascii(line)[1:-1]
+
+
+def _explain(error: BaseException) -> str:
+    if isinstance(error, InstantiationException):  # around the error of an object that Hydra could not make
         key = str(error).rsplit("full_key: ", 1)
         where = f"{key[1].strip()}: " if len(key) == 2 else ""
         return f"{where}{_one_line(error.__cause__ or error)}"
