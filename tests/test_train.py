@@ -1,5 +1,6 @@
 """The entry points as a user runs them, on real digits."""
 
+import csv
 import json
 import os
 import signal
@@ -156,6 +157,51 @@ def test_an_interrupted_run_says_how_to_go_on(
     while any(Path(f"/proc/{pid}").exists() for pid in children):
         assert time.monotonic() < deadline, "a rank is left alive"
         time.sleep(0.05)
+
+
+def test_a_finished_run_that_was_moved_takes_more_epochs(run: Run, tmp_path: Path) -> None:
+    """It ends as one that had them from the start; its first results stay."""
+    arguments = [*QUICK[:2], "logger=csv", "trainer.max_epochs=3"]
+    assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
+    assert run("src.train", *arguments, "trainer.max_epochs=1", f"run_dir={tmp_path / 'first'}").returncode == 0
+    before = (tmp_path / "first" / "results.json").read_bytes()
+    (tmp_path / "elsewhere").mkdir()
+    moved = (tmp_path / "first").rename(tmp_path / "elsewhere" / "moved")
+    fewer = run("src.train", *arguments, "trainer.max_epochs=1", f"run_dir={moved}")
+    assert "finished run (results.json) of 1 epochs" in fewer.stderr
+    done = run("src.train", *arguments, f"run_dir={moved}", f"cache_dir={tmp_path / 'cache'}")
+    assert done.returncode == 0, done.stderr
+    assert learned(moved) == learned(tmp_path / "whole")
+    for name in ("last", "best"):
+        weights = [
+            torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+            for folder in (moved, tmp_path / "whole")
+        ]
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1]), name
+    assert (moved / "results-1.json").read_bytes() == before
+    assert [leg["epochs"] for leg in results(moved)["legs"]] == [1, 2]
+    assert len({row["epoch"] for row in csv.DictReader((moved / "metrics.csv").open())}) == 3
+    assert not (tmp_path / "first").exists()
+    again = run("src.evaluate", f"run={moved}/checkpoints/best.ckpt")
+    assert f"results.json: {results(moved)['best']['knn/top1']:.4f}" in again.stdout, again.stderr
+
+
+def test_no_epoch_was_scored_in_training(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = run("src.train", *QUICK, "trainer.check_val_every_n_epoch=2", f"run_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert results(folder)["best"] is None
+    assert "best: none, no epoch was scored in training" in done.stdout
+    assert not (folder / "checkpoints" / "best.ckpt").exists()
+    table = run("src.report", str(folder))
+    assert "| - |" in table.stdout, table.stderr
+
+
+def test_the_bar_can_be_switched_off(run: Run, tmp_path: Path) -> None:
+    done = run("src.train", *QUICK, "trainer.enable_progress_bar=false", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "━" not in done.stdout
+    assert results(tmp_path / "run")["last"]["epoch"] == 1
 
 
 def test_a_multirun_leaves_complete_runs_of_their_own(run: Run, tmp_path: Path) -> None:

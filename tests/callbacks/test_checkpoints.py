@@ -1,0 +1,103 @@
+"""Which checkpoints are kept, and that the best is always the one that the history calls so."""
+
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from src.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
+from src.callbacks.history import History
+from src.running import checkpoints
+from tests.callbacks.test_callbacks import Lookup, loader, split
+
+
+class Scores(pl.Callback):
+    """Scores the epochs as it is told; None: not at all."""
+
+    def __init__(self, scores: list[float | None]) -> None:
+        self.scores = scores
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        score = self.scores[trainer.current_epoch]
+        if score is not None:
+            pl_module.log("knn/top1", score)
+
+
+class Rows(History):
+    """A history whose scores come from training."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name == "knn/top1"}
+        self.rows.append({"epoch": trainer.current_epoch + 1, **scores})
+
+
+def fit(folder: Path, scores: list[float | None], epochs: int, start: Path | None = None) -> Rows:
+    history = Rows()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[Checkpoints(folder, history, "knn/top1"), Scores(scores), history],
+        plugins=[WholeCheckpointIO()],
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=epochs,
+    )
+    trainer.fit(Lookup(), loader(split(20, 0)), ckpt_path=start, weights_only=True)
+    return history
+
+
+def kept(folder: Path) -> dict[str, int]:
+    return {
+        path.stem: torch.load(path, weights_only=True)["epoch"] + 1
+        for path in sorted((folder / "checkpoints").iterdir())
+    }
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [([1, 3, 2, 3], 2), ([4, 3, 2, 1], 1), ([1, 2, 3, 4], 4), ([None, 5, None, None], 2)]
+)
+def test_last_previous_and_best(tmp_path: Path, scores: list[float | None], best: int) -> None:
+    history = fit(tmp_path, scores, 4)
+    assert kept(tmp_path) == {"best": best, "last": 4, "previous": 3}
+    row = history.best("knn/top1")
+    assert row is not None
+    assert row["epoch"] == best
+
+
+def test_nothing_scored_has_no_best(tmp_path: Path) -> None:
+    assert fit(tmp_path, [None, None], 2).best("knn/top1") is None
+    assert kept(tmp_path) == {"last": 2, "previous": 1}
+
+
+def test_killed_between_the_last_and_the_best(tmp_path: Path) -> None:
+    """The epoch that is gone on from was the best: it becomes so when the run goes on."""
+    fit(tmp_path, [1, 2], 2)
+    best, last = (checkpoints.path_of(tmp_path, name) for name in ("best", "last"))
+    best.unlink()
+    fit(tmp_path, [1, 2, 0], 3, start=last)
+    assert kept(tmp_path) == {"best": 2, "last": 3, "previous": 2}
+
+
+def test_without_links_the_best_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*args: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("os.link", none)
+    fit(tmp_path, [1, 0], 2)
+    assert kept(tmp_path) == {"best": 1, "last": 2, "previous": 1}
+
+
+def test_a_write_that_fails_leaves_the_epoch_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(tmp_path, [1, 2], 2)
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        fit(tmp_path, [1, 2, 3], 3, start=checkpoints.path_of(tmp_path, "last"))
+    found = checkpoints.find_last(tmp_path, 3)
+    assert found is not None
+    assert checkpoints.load(found)["epoch"] + 1 == 2
