@@ -92,7 +92,7 @@ def test_mistakes_are_named(run: Run, tmp_path: Path, photographs: Path) -> None
     for changes, message in (
         (["dataset.split=random"], "tests on unseen classes, but 6 are in the training and in the test set (class0"),
         (["protocol.metrics.retrieval.k=[1,18]"], "the test set has 18 images, choose numbers between 1 and 17"),
-        (["protocol.space=logits"], "protocol.space='logits'"),
+        (["protocol.space=logits"], "protocol.space=logits: must be embedding or pooled"),
         (["backbone.weights=none.npz"], "backbone.weights=none.npz: there is no such file"),
         (["input.size=300"], "input.size=300"),
         (["dataset.root=/nowhere"], "dataset.root=/nowhere: there is no such folder"),

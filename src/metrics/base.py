@@ -1,5 +1,7 @@
 """What every metric is to the evaluation around it."""
 
+from typing import ClassVar
+
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -7,6 +9,7 @@ from torchmetrics import Metric
 class Score(Metric):
     """Takes what is extracted of the query, and of the gallery where there is one, and computes scores by name."""
 
+    key: ClassVar[str]  # what conf/protocol calls it
     full_state_update = False
     higher_is_better = True
 
@@ -16,4 +19,10 @@ class Score(Metric):
 
     def check(self, query_labels: Tensor, gallery_labels: Tensor | None) -> None:
         """Raise a ValueError, before any training, for a test set or a gallery that cannot be scored."""
-        raise NotImplementedError
+        if query_labels.min() < 0:
+            raise ValueError(f"protocol.metrics.{self.key} needs labels, and the test set has images without one")
+        if len(query_labels.unique()) == 1:
+            raise ValueError(
+                f"protocol.metrics.{self.key}: the test set has one class ({int(query_labels[0])}), and nothing to "
+                "tell apart: test on images of two or more"
+            )

@@ -47,6 +47,7 @@ def top_hits(votes: Tensor, labels: Tensor, top: int) -> Tensor:
 class WeightedKNN(Score):
     """Top-n accuracy of the weighted kNN classifier, in percent: `{"top1": …, "top5": …}`."""
 
+    key = "knn"
     hits: Tensor
     total: Tensor
 
@@ -62,13 +63,7 @@ class WeightedKNN(Score):
     def check(self, query_labels: Tensor, gallery_labels: Tensor | None) -> None:
         if gallery_labels is None:
             raise ValueError("protocol.metrics.knn searches a gallery: set protocol.gallery=true")
-        if query_labels.min() < 0:
-            raise ValueError("protocol.metrics.knn needs labels, and the test set has images without one")
-        if len(query_labels.unique()) == 1:
-            raise ValueError(
-                f"protocol.metrics.knn: the test set has one class ({int(query_labels[0])}), "
-                "one answer would always be right: test on images of two or more"
-            )
+        super().check(query_labels, gallery_labels)
         gallery_size = len(gallery_labels)
         if not gallery_size:
             raise ValueError("protocol.metrics.knn: no training image has a label, so none can vote")

@@ -54,6 +54,7 @@ def retrieval_hits(embeddings: Tensor, labels: Tensor, ks: Sequence[int]) -> tup
 class Retrieval(Score):
     """Recall@K and mAP@R of the query set in itself, in percent: `{"R@1": …, "mAP@R": …}`."""
 
+    key = "retrieval"
     hits: Tensor
     precision: Tensor
     total: Tensor
@@ -69,19 +70,13 @@ class Retrieval(Score):
         return [*(f"R@{k}" for k in self.k), "mAP@R"]
 
     def check(self, query_labels: Tensor, gallery_labels: Tensor | None) -> None:
-        if len(query_labels.unique()) == 1:
-            raise ValueError(
-                f"protocol.metrics.retrieval: the test set has one class ({int(query_labels[0])}), "
-                "every answer would be right: test on images of two or more"
-            )
+        super().check(query_labels, gallery_labels)
         most = len(query_labels) - 1
         if max(self.k) > most:
             raise ValueError(
                 f"protocol.metrics.retrieval.k={list(self.k)}: the test set has {len(query_labels)} images, "
                 f"choose numbers between 1 and {most}"
             )
-        if query_labels.min() < 0:
-            raise ValueError("protocol.metrics.retrieval needs labels, and the test set has images without one")
         if not relevant_counts(query_labels).any():
             raise ValueError(
                 "protocol.metrics.retrieval: no class of the test set has two images, nothing can be found"

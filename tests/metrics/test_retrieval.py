@@ -80,7 +80,7 @@ def test_queries_alone_in_their_class_do_not_count() -> None:
         ([0, 0, 1, 1], (1, 4), r"k=\[1, 4\]: the test set has 4 images.* between 1 and 3"),
         ([0, 0, -1, 1], (1,), "without one"),
         ([0, 1, 2, 3], (1,), "no class of the test set has two images"),
-        ([7, 7, 7, 7], (1,), r"retrieval: the test set has one class \(7\), every answer would be right"),
+        ([7, 7, 7, 7], (1,), r"retrieval: the test set has one class \(7\), and nothing to tell apart"),
     ],
 )
 def test_impossible_test_sets_are_named(labels: list[int], k: tuple[int, ...], message: str) -> None:
