@@ -59,6 +59,12 @@ def test_what_conf_offers_is_allowed(choice: str) -> None:
     check(plain(choice))
 
 
+@pytest.mark.parametrize("method", [choice for choice in CHOICES if choice.startswith("method=")])
+def test_every_experiment_goes_with_every_method(method: str) -> None:
+    for experiment in (choice for choice in CHOICES if choice.startswith("experiment=")):
+        check(plain(experiment, method))
+
+
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_setting_has_a_type(choice: str) -> None:
     """So a new method, dataset or network whose constructor has none is noticed here."""

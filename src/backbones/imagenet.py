@@ -1,5 +1,9 @@
 """Networks of other libraries with their ImageNet weights, cut off after the pooling."""
 
+import os
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -10,6 +14,7 @@ from torch import Tensor, nn
 
 from src.hints import Text
 
+PATIENCE = 5  # seconds to reach the hub
 REMEDY = "name a file with backbone.weights=PATH, or start from scratch with backbone.pretrained=false"
 
 
@@ -71,6 +76,8 @@ def from_timm(name: Text, weights: Text | None, pretrained: bool) -> Pooled:
     Raises:
         ImportError: timm is not installed.
     """
+    if pretrained and weights is None:
+        _give_up_soon()
     try:
         import timm
     except ImportError as error:
@@ -87,6 +94,16 @@ def from_timm(name: Text, weights: Text | None, pretrained: bool) -> Pooled:
     except (OSError, RuntimeError) as error:
         raise OSError(f"timm's weights of {name} could not be loaded: {error}; {REMEDY}") from error
     return Pooled(network, cast(int, network.num_features))
+
+
+def _give_up_soon() -> None:
+    """Without a way to the hub take what is cached; its client, not imported yet, would try for most of a minute."""
+    hub = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    if not urllib.request.getproxies():
+        try:
+            socket.create_connection((hub.hostname, hub.port or 443), timeout=PATIENCE).close()
+        except OSError:
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def load_state(network: nn.Module, path: Path) -> None:

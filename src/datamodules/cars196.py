@@ -1,6 +1,9 @@
 """Cars196 (Krause et al., 2013): 16,185 photographs of 196 car models."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from scipy.io import loadmat
 
@@ -23,7 +26,7 @@ class Cars196(PublishedDataModule):
     def read(self) -> tuple[list[str], list[Entry]] | None:
         annotations = self.root / "cars_annos.mat"
         if annotations.is_file():
-            table = loadmat(annotations, squeeze_me=True)
+            table = read_table(annotations)
             found = [(self.root / str(row["relative_im_path"]), int(row["class"]) - 1) for row in table["annotations"]]
             return [str(name) for name in table["class_names"]], found
         for kit in (self.root / "devkit", self.root / "car_devkit" / "devkit", self.root):
@@ -45,9 +48,9 @@ class Cars196(PublishedDataModule):
             images = self.root / f"cars_{split}"
             nested = images / f"cars_{split}"  # as some archives unpack
             folder = nested if nested.is_dir() else images
-            table = loadmat(path, squeeze_me=True)["annotations"]
+            table = read_table(path)["annotations"]
             entries += [(folder / str(row["fname"]), int(row["class"]) - 1) for row in table]
-        names = loadmat(kit / "cars_meta.mat", squeeze_me=True)["class_names"]
+        names = read_table(kit / "cars_meta.mat")["class_names"]
         return [str(name) for name in names], entries
 
     def _class_folders(self) -> tuple[list[str], list[Entry]] | None:
@@ -58,3 +61,9 @@ class Cars196(PublishedDataModule):
             return None
         numbers = {name: number for number, name in enumerate(classes)}
         return classes, [(path, numbers[path.parent.name]) for path in paths]
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """What a MATLAB file holds, by name, read in a process of its own: scipy's reader can crash on a damaged one."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return dict(pool.submit(loadmat, path, squeeze_me=True).result())

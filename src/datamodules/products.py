@@ -19,5 +19,8 @@ class Products(PublishedDataModule):
                     for line in (root / name).read_text().splitlines()[1:]:
                         _, product, _, path = line.split()
                         entries.append((root / path, int(product) - 1))
-                return [str(number + 1) for number in range(max(label for _, label in entries) + 1)], entries
+                classes = max(label for _, label in entries) + 1
+                if classes > len(entries):
+                    raise ValueError(f"{classes} classes of {len(entries)} images")
+                return [str(number + 1) for number in range(classes)], entries
         return None

@@ -1,5 +1,6 @@
 """The published fine-grained sets: found, or fetched, or asked for; decoded; and held to their published counts."""
 
+import os
 import tarfile
 import zipfile
 from collections.abc import Sequence
@@ -58,8 +59,23 @@ class PublishedDataModule(StoreDataModule):
         """Class names and files of the original unpacked in `root`; None where it isn't there."""
         raise NotImplementedError
 
+    def _read(self) -> tuple[list[str], list[Entry]] | None:
+        try:
+            return self.read()
+        except FileNotFoundError:  # which says what to put where
+            raise
+        except Exception as error:  # a damaged list or table raises what it likes
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise OSError(
+                f"the lists of {self.name} in {self.root} are damaged ({reason}): fetch them again"
+            ) from error
+
     def build(self, folder: Path) -> dict[str, Any]:
-        classes, entries = self.read() or self._fetch()
+        classes, entries = self._read() or self._fetch()
+        root = os.path.normpath(self.root)
+        for path, label in entries:
+            if not os.path.normpath(path).startswith(f"{root}{os.sep}") or not 0 <= label < len(classes):
+                raise OSError(f"{self.name} in {root}: its lists name {path} of class {label + 1} of {len(classes)}")
         splits = {
             "train": [entry for entry in entries if entry[1] < self.train_classes],
             "test": [entry for entry in entries if entry[1] >= self.train_classes],
@@ -80,7 +96,7 @@ class PublishedDataModule(StoreDataModule):
         return {"classes": classes, "source": str(self.root), "checksum": self.checksum, "left_out": left_out}
 
     def missing(self) -> str:
-        absent = not self.path.exists() and self.read() is None
+        absent = not self.path.exists() and self._read() is None
         return self._request() if absent and not (self.archive and (self.root / self.archive).exists()) else ""
 
     def _request(self) -> str:
@@ -103,7 +119,7 @@ class PublishedDataModule(StoreDataModule):
         if not path.exists():
             raise FileNotFoundError(f"{self._request()}. {' '.join(reasons)}".rstrip())
         unpack(path, self.root)
-        found = self.read()
+        found = self._read()
         if found is None:
             raise OSError(f"{path} is unpacked, but not what was expected: {self.layout}")
         return found

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,8 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from src.backbones.imagenet import Pooled, from_timm, from_torchvision
+from src.backbones.imagenet import Pooled, _give_up_soon, from_timm, from_torchvision
+from tests.conftest import Server
 
 FEATURES = {"resnet18": 512, "resnet50": 2048, "googlenet": 1024}
 
@@ -57,3 +59,18 @@ def test_timm(tmp_path: Path) -> None:
         from_timm("nonsense", None, pretrained=False)
     with pytest.raises(FileNotFoundError, match="no such file"):
         from_timm("resnet10t", str(tmp_path / "none.pth"), pretrained=True)
+
+
+def test_a_hub_that_is_out_of_reach_is_not_asked_again_and_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    _give_up_soon()
+    assert "HF_HUB_OFFLINE" not in os.environ
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    _give_up_soon()
+    assert os.environ["HF_HUB_OFFLINE"] == "1"

@@ -1,6 +1,8 @@
 """Every published set from small originals in the true layouts on disk, Cars196 in all that circulate."""
 
 import io
+import os
+import signal
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -264,3 +266,73 @@ def test_stl10(tmp_path: Path, split: str) -> None:
         wrong.prepare_data()
     with pytest.raises(OSError, match=r"refused.*or put the archive, or what is in it, into"):
         make(STL10, tmp_path / "none", tmp_path / "other", **options).prepare_data()
+
+
+def damage(path: Path, rng: np.random.Generator) -> None:
+    """Cut a file short, or change some of its bytes."""
+    content = bytearray(path.read_bytes())
+    if rng.random() < 0.3:
+        content = content[: rng.integers(len(content))]
+    for _ in range(int(rng.choice([1, 3, 20]))):
+        if content:
+            content[rng.integers(len(content))] = rng.integers(256)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("kind", "write", "lists", "times"),
+    [
+        (
+            CUB200,
+            cub,
+            ["CUB_200_2011/images.txt", "CUB_200_2011/image_class_labels.txt", "CUB_200_2011/classes.txt"],
+            150,
+        ),
+        (Products, products, [f"Stanford_Online_Products/Ebay_{split}.txt" for split in ("train", "test")], 150),
+        (Cars196, cars_one_file, ["cars_annos.mat"], 5),
+    ],
+)
+def test_damaged_lists_are_named(
+    tmp_path: Path, kind: type[StoreDataModule], write: Callable[[Path], None], lists: list[str], times: int
+) -> None:
+    """Whatever is in them: the images come out, or one error that names the set."""
+    write(tmp_path / "original")
+    whole = {name: (tmp_path / "original" / name).read_bytes() for name in lists}
+    rng, refused = np.random.default_rng(0), 0
+    for number in range(times):
+        for name, content in whole.items():
+            (tmp_path / "original" / name).write_bytes(content)
+        damage(tmp_path / "original" / lists[number % len(lists)], rng)
+        datamodule = make(kind, tmp_path / "original", tmp_path / f"cache{number}")
+        try:
+            store(datamodule)
+        except OSError as error:
+            said = str(error)
+        else:
+            continue
+        refused += 1
+        assert len(said.splitlines()) == 1
+        assert kind.__name__.lower() in said
+    assert refused > times / 4
+
+
+def test_a_list_names_no_file_outside(tmp_path: Path) -> None:
+    cub(tmp_path / "original")
+    draw(tmp_path / "outside.jpg", 1)
+    table = tmp_path / "original" / "CUB_200_2011" / "images.txt"
+    whole = table.read_text()
+    for name in ("../../../outside.jpg", str(tmp_path / "outside.jpg")):
+        table.write_text(whole.replace("001.Bird/Bird_0000_x.jpg", name))
+        with pytest.raises(OSError, match=r"its lists name .*outside.jpg of class 1 of 4"):
+            store(make(CUB200, tmp_path / "original", tmp_path / "cache"))
+
+
+def _crash(path: Path, squeeze_me: bool) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_reader_that_crashes_is_an_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cars_one_file(tmp_path / "original")
+    monkeypatch.setattr("src.datamodules.cars196.loadmat", _crash)
+    with pytest.raises(OSError, match=r"the lists of cars196 in .* are damaged \(BrokenProcessPool"):
+        store(make(Cars196, tmp_path / "original", tmp_path / "cache"))
