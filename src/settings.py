@@ -55,7 +55,7 @@ EVALUATE: Group = {
     "checkpoint": Literal["last", "best"],
     "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
     "cache_dir": Text,
-    "protocol": {},
+    "protocol": Mapping[str, Any],  # checked as part of the run's
 }
 FETCHED = ("url", "urls", "archive", "checksum")  # of a dataset: what comes from where
 # What others' constructors take of ours: their own hints say little of what is sane.

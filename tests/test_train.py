@@ -195,6 +195,10 @@ def test_no_epoch_was_scored_in_training(run: Run, tmp_path: Path) -> None:
     assert not (folder / "checkpoints" / "best.ckpt").exists()
     table = run("src.report", str(folder))
     assert "| - |" in table.stdout, table.stderr
+    other = run("src.evaluate", f"run={folder}", "+protocol.metrics.knn.k=3")
+    assert other.returncode == 0, other.stderr
+    wrong = run("src.evaluate", f"run={folder}", "+protocol.metrics.knn.k=few")
+    assert wrong.stderr == "error: protocol.metrics.knn.k=few: must be a whole number of at least 1\n"
 
 
 def test_the_bar_can_be_switched_off(run: Run, tmp_path: Path) -> None:
