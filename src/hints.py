@@ -40,6 +40,7 @@ Checksum = Annotated[
     str, Predicate(lambda text: bool(re.fullmatch("(md5|sha1|sha256):[0-9a-f]+", text))), "md5:…, sha1:… or sha256:…"
 ]
 Resample = Literal["bilinear", "bicubic", "lanczos"]
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Devices = Annotated[
     Annotated[int, Interval(ge=1, le=1024)] | Literal[-1, "-1", "auto"] | Annotated[Sequence[Whole], Len(1)],
     "a number of devices, a list of their numbers like [0,2], or auto for all",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from src.hints import (
+    Accelerator,
     Count,
     Devices,
     Dimension,
@@ -53,7 +54,7 @@ TRAIN: Group = {
 EVALUATE: Group = {
     "run": Text,
     "checkpoint": Literal["last", "best"],
-    "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
+    "accelerator": Accelerator,
     "cache_dir": Text,
     "protocol": Mapping[str, Any],  # checked as part of the run's
 }
@@ -62,7 +63,7 @@ FETCHED = ("url", "urls", "archive", "checksum")  # of a dataset: what comes fro
 OTHERS: Mapping[str, Group] = {
     "pytorch_lightning.Trainer": {
         "max_epochs": Whole,
-        "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
+        "accelerator": Accelerator,
         "devices": Devices,
         "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"],
         "check_val_every_n_epoch": Count,

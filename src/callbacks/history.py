@@ -31,8 +31,9 @@ class History(pl.Callback):
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
-        self.legs: list[dict[str, Any]] = []
-        self._start_leg()
+        self._started = time.perf_counter()
+        began = datetime.now(UTC).isoformat(timespec="seconds")
+        self.legs: list[dict[str, Any]] = [{"began": began, "seconds": 0.0, "epochs": 0}]
         self._scores: Row = {}
         self._drawn = -math.inf
 
@@ -66,10 +67,6 @@ class History(pl.Callback):
     def _draw(self, trainer: pl.Trainer) -> None:
         draw_curves(self.rows, Path(trainer.default_root_dir) / "curves.png")
         self._drawn = time.monotonic()
-
-    def _start_leg(self) -> None:
-        self._started = time.perf_counter()
-        self.legs.append({"began": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": 0.0, "epochs": 0})
 
     def finish_leg(self) -> None:
         """Bring the present leg up to now."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.running.runs import read_results
+from src.running.runs import flat, read_results
 
 PAPER = Path(__file__).parent / "paper.csv"
 Result = Mapping[str, Any]
@@ -32,7 +32,9 @@ def find_results(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[st
         except (OSError, ValueError) as error:
             left_out.append(f"{path}: {error}")
             continue
-        key = json.dumps([(name, value) for name, value in _flat(results["config"]) if _counts(name)], default=str)
+        key = json.dumps(
+            [(name, value) for name, value in flat(results["config"]).items() if _counts(name)], default=str
+        )
         if key in found:
             left_out.append(f"{path.parent} has the config and the seed of {found[key][0].parent}")
         else:
@@ -75,7 +77,9 @@ def group_by_setting(results: Sequence[Result]) -> dict[str, list[Result]]:
         alike.setdefault(name, []).append(result)
     groups: dict[str, list[Result]] = {}
     for name, members in alike.items():
-        settings = [{key: value for key, value in _flat(r["config"]) if not key.startswith(ASIDE)} for r in members]
+        settings = [
+            {key: value for key, value in flat(r["config"]).items() if not key.startswith(ASIDE)} for r in members
+        ]
         differ = sorted(key for key in set().union(*settings) if len({str(s.get(key)) for s in settings}) > 1)
         for result, setting in zip(members, settings, strict=True):
             parts = [name] * bool(name) + [f"{key}={setting.get(key)}" for key in differ]
@@ -94,9 +98,3 @@ def paper_numbers(result: Result) -> dict[str, float]:
     with PAPER.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["dataset"] == name and row["run"] == method]
     return {row["metric"]: float(row["value"]) for row in rows}
-
-
-def _flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(node, dict):
-        return [(prefix, node)]
-    return [pair for name in node for pair in _flat(node[name], f"{prefix}{'.' * bool(prefix)}{name}")]

@@ -62,7 +62,7 @@ def begin(folder: Path, config: DictConfig) -> None:
             "trainer.max_epochs to go on with it"
         )
     if has_checkpoint(folder) and path.exists():
-        before, now = _flat(OmegaConf.to_container(load_config(folder))), _flat(OmegaConf.to_container(config))
+        before, now = flat(OmegaConf.to_container(load_config(folder))), flat(OmegaConf.to_container(config))
         changed = [
             key
             for key in sorted(before.keys() | now.keys())
@@ -153,8 +153,9 @@ def write_atomically(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """The settings of a config in dicts, by their full keys."""
     if not isinstance(node, dict):
         return {prefix: node}
     dot = "." * bool(prefix)
-    return {key: value for name in node for key, value in _flat(node[name], f"{prefix}{dot}{name}").items()}
+    return {key: value for name in node for key, value in flat(node[name], f"{prefix}{dot}{name}").items()}
