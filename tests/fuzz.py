@@ -38,6 +38,7 @@ MEMORY = 12 * 2**30  # bytes of addresses: what asks for more is refused or dies
 SMALL = ["dataset.limit=60", "dataset.batch_size=16", "protocol.metrics.knn.k=5", "trainer.max_epochs=1", "logger=none"]
 # Others need downloads: test_settings.py draws values for these too.
 LIGHT = [choice for choice in CHOICES if not choice.startswith(("experiment=", "backbone=", "dataset="))]
+TINY = "test_resnet"  # a network of timm's, 0.5 million parameters
 Case = tuple[str, str, list[str]]  # what it is, the module, its arguments
 
 
@@ -140,6 +141,37 @@ def image_cases(place: Path) -> Iterator[Case]:
         shutil.rmtree(place / f"images-cache{number}", ignore_errors=True)
 
 
+def weight_cases(place: Path) -> Iterator[Case]:
+    """A file of weights, whole or damaged, of another network or of none."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    from tests.backbones.test_inception import caffemodel
+
+    place = place / "weights"
+    place.mkdir()
+    layer = {"conv1/7x7_s2.weight": torch.rand(64, 3, 7, 7), "conv1/7x7_s2.bias": torch.rand(64)}
+    np.savez(place / "caffe.npz", **{name: tensor.numpy() for name, tensor in layer.items()})
+    (place / "caffe.caffemodel").write_bytes(caffemodel(layer, legacy=False))
+    state = timm.create_model(TINY, pretrained=False).state_dict()
+    save_file(state, place / "timm.safetensors")
+    torch.save(state, place / "timm.pth")
+    originals = sorted(place.iterdir())
+    number = 0
+    while True:
+        number += 1
+        original = random.choice(originals)
+        suffix = random.choice(originals).suffix if random.random() < 0.2 else original.suffix
+        path = place / f"{number}{suffix}"
+        shutil.copyfile(original, path)
+        if random.random() < 0.9:
+            damage(path)
+        network = ["backbone=inception"] if original.stem == "caffe" else ["backbone=timm", f"backbone.name={TINY}"]
+        yield "weights", "src.train", [*SMALL, *network, f"backbone.weights={path}"]
+        path.unlink()
+
+
 def damage(path: Path) -> None:
     """Cut a file short, flip some of its bits, or put something else in its place."""
     content = bytearray(path.read_bytes())
@@ -234,6 +266,7 @@ def main() -> None:
     slowest, wrong = 0.0, 0
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
+        os.chdir(place)  # what names a place of its own, `run_dir=x`, writes there
         os.environ["ISIF_CACHE"] = str(cache := place / "cache")
         said = (place / "output", place / "errors")
         whole = place / "whole"
@@ -241,14 +274,15 @@ def main() -> None:
         if status:
             sys.exit(f"a run without a fault fails: {said[1].read_text()}")
         kinds: list[Iterator[Case]] = [
-            settings_cases(place), run_cases(place, whole), store_cases(place, cache), image_cases(place)
+            settings_cases(place), run_cases(place, whole), store_cases(place, cache), image_cases(place),
+            weight_cases(place),
         ]  # fmt: skip
         began = time.monotonic()
         for case in range(options.cases):
-            kind, module, arguments = next(random.choices(kinds, (70, 10, 8, 12))[0])
+            kind, module, arguments = next(random.choices(kinds, (66, 10, 6, 10, 8))[0])
             folder = place / "run"
             shutil.rmtree(folder, ignore_errors=True)
-            if kind == "setting":
+            if kind in ("setting", "weights"):
                 arguments = [*arguments, f"run_dir={folder}"]
             status, seconds = run(module, arguments, said, folder)
             output, errors = (path.read_text(errors="replace") for path in said)
