@@ -15,6 +15,7 @@ from src.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
 from src.callbacks.evaluation import Evaluation
 from src.callbacks.history import History
 from src.callbacks.refresh import Refresh
+from src.callbacks.standing import Standing
 from src.callbacks.steps import Steps
 from src.datamodules.base import StoreDataModule
 from src.methods.base import TrainingSet
@@ -100,11 +101,12 @@ def make_trainer(
     chosen = [instantiate(callback) for callback in config.callbacks.values() if callback]
     if not config.trainer.enable_progress_bar:
         chosen = [callback for callback in chosen if not isinstance(callback, ProgressBar)]
+    standing = Standing(folder, history, config.protocol.monitor)
     kept = Checkpoints(folder, history, config.protocol.monitor)
     trainer: pl.Trainer = instantiate(
         config.trainer,
         logger=logger or False,
-        callbacks=[Refresh(config.seed), Steps(), evaluation, history, *chosen, kept],
+        callbacks=[Refresh(config.seed), Steps(), evaluation, history, *chosen, standing, kept],
         plugins=[WholeCheckpointIO()],
         default_root_dir=str(folder),
         num_sanity_val_steps=0,  # the untrained network is scored in full

@@ -1,12 +1,17 @@
-"""Finished runs as a table beside the paper's numbers, and as curves: `python -m src.report FOLDER [--figure FILE]`."""
+"""Finished runs as a table beside the paper's numbers, and as curves: `python -m src.report FOLDER [--figure FILE]`.
+
+Runs that are not finished come before it, how far each is: running, failed, cut off, or waiting in a sweep.
+"""
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 from src.reporting.results import find_results
 from src.reporting.table import table
 from src.running import cli
+from src.sweeping.jobs import find_unfinished
 
 
 def main() -> None:
@@ -16,6 +21,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.figure and not options.figure.parent.is_dir():
         raise FileNotFoundError(f"--figure {options.figure}: there is no folder {options.figure.parent}")
+    unfinished = find_unfinished(options.folder)
+    for run, now in unfinished.items():
+        print(f"{now.kind:9}{run}  {now.text}".rstrip())
+    if unfinished:
+        counts = Counter(now.kind for now in unfinished.values())
+        print(f"Not finished: {', '.join(f'{count} {kind}' for kind, count in counts.items())}\n")
+        if not any(next(folder.rglob("results.json"), None) for folder in options.folder):
+            return
     results, left_out = find_results(options.folder)
     print(table(results))
     for line in left_out:
@@ -27,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, overrides=False)

@@ -38,6 +38,7 @@ TRAIN: Group = {
     "compile": bool,
     "cache_dir": Text,
     "run_dir": Text,
+    "sweep_dir": Text | None,
     "input": {"size": Pixels, "mean": GreyLevels, "std": GreyDeviations},
     "recipe": {"positives": Literal["self", "nearest"], "stop_gradient": bool},
     "schedule": {"milestones": Sequence[Count], "factors": Sequence[Positive]},

@@ -1,6 +1,7 @@
 """Train an embedding, score it every epoch, write `results.json`: `python -m src.train --help`."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,4 +86,8 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
 
 
 if __name__ == "__main__":
+    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv):
+        from src.sweeping import plugins
+
+        plugins.register()
     cli.run(main)

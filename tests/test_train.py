@@ -215,30 +215,32 @@ def test_a_multirun_leaves_complete_runs_of_their_own(run: Run, tmp_path: Path) 
         *QUICK[:3],
         "augmentation=full,none",
         "method.negatives=all,hard",
-        f"hydra.sweep.dir={tmp_path}/sweep",
+        f"sweep_dir={tmp_path}/sweep",
+        "hydra.launcher.jobs=2",
     )
     assert done.returncode == 0, done.stderr
-    folders = [tmp_path / "sweep" / str(number) for number in range(4)]
+    folders = [path.parent for path in (tmp_path / "sweep").glob("*/results.json")]
     found = [results(folder) for folder in folders]
-    assert [(r["choices"]["augmentation"], r["config"]["method"]["negatives"]) for r in found] == [
+    assert sorted((r["choices"]["augmentation"], r["config"]["method"]["negatives"]) for r in found) == [
         ("full", "all"),
         ("full", "hard"),
         ("none", "all"),
         ("none", "hard"),
     ]
+    assert all(f"augmentation={r['choices']['augmentation']}," in f.name for r, f in zip(found, folders, strict=True))
+    assert "| augmentation=none, method.negatives=hard | knn/top1 | 1 |" in done.stdout
     runs = [next((folder / "wandb").glob("offline-run-*")).name for folder in folders]
     assert len(set(runs)) == 4
     assert len({json.dumps(r["history"][1]["train/loss"]) for r in found}) == 4
 
 
 def test_one_bad_job_of_a_multirun_spares_the_others(run: Run, tmp_path: Path) -> None:
-    done = run(
-        "src.train", "-m", *QUICK, "protocol.metrics.knn.k=20,400", "seed=0", f"hydra.sweep.dir={tmp_path}/sweep"
-    )
+    done = run("src.train", "-m", *QUICK, "protocol.metrics.knn.k=400,20", f"sweep_dir={tmp_path}/sweep")
     assert done.returncode == 1
+    assert "error: 1 of 2 runs failed" in done.stderr
     assert "protocol.metrics.knn.k=400, but the gallery has 300 images" in done.stderr
-    assert results(tmp_path / "sweep" / "0")["last"]["epoch"] == 1
-    assert not (tmp_path / "sweep" / "1" / "results.json").exists()
+    (finished,) = (tmp_path / "sweep").glob("*/results.json")
+    assert results(finished.parent)["config"]["protocol"]["metrics"]["knn"]["k"] == 20
 
 
 def test_two_ranks(run: Run, tmp_path: Path) -> None:
@@ -254,16 +256,17 @@ def test_two_ranks(run: Run, tmp_path: Path) -> None:
         "dataset.eval_batch_size=64",
         *QUICK[1:],
         "seed=0,1",
-        f"hydra.sweep.dir={tmp_path}/sweep",
+        f"sweep_dir={tmp_path}/sweep",
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()) == ["0", "1"]
+    folders = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert [results(folder)["seed"] for folder in folders] == [0, 1]
     one = run("src.train", "dataset.limit=301", *QUICK[1:], f"run_dir={tmp_path / 'one'}")
     assert one.returncode == 0, one.stderr
-    found = results(tmp_path / "sweep" / "0")
+    found = results(folders[0])
     assert found["untrained"] == results(tmp_path / "one")["untrained"], "the same network, scored by two or by one"
     assert found["hardware"]["ranks"] == 2
-    again = run("src.evaluate", f"run={tmp_path / 'sweep' / '0'}")
+    again = run("src.evaluate", f"run={folders[0]}")
     assert again.stdout.count(f"{found['last']['knn/top1']:.4f}") == 2, again.stdout
 
 
@@ -311,7 +314,8 @@ def test_an_unreachable_wandb_server_is_no_obstacle(run: Run, tmp_path: Path) ->
         (["schedule.milestones=[5]"], "milestones [5]"),
         (["protocol.monitor=knn/top3"], "protocol.monitor=knn/top3: must be one of knn/top1, knn/top5, pooled/"),
         (["dataset=folder"], "dataset.root is missing: set dataset.root="),
-        (["run_dir=~/x"], "needs quotes of its own, 'run_dir=\"~/x\"'"),
+        (["method.temperature=0.1;"], "method.temperature=0.1;: must be a number above 0"),
+        (["run_dir"], "run_dir can't be read: settings are key=value"),
         (["input.size=64"], "input.size=64"),
         (["run_dir=/proc/none/run"], "/proc/none"),
         (["cache_dir=/proc/none"], "/proc/none"),

@@ -11,7 +11,16 @@ from src.running.runs import flat, read_results
 PAPER = Path(__file__).parent / "paper.csv"
 Result = Mapping[str, Any]
 # Settings that two runs may differ in without being two experiments.
-ASIDE = ("seed", "run_dir", "cache_dir", "logger", "dataset.seed", "callbacks", "trainer.enable_progress_bar")
+ASIDE = (
+    "seed",
+    "run_dir",
+    "sweep_dir",
+    "cache_dir",
+    "logger",
+    "dataset.seed",
+    "callbacks",
+    "trainer.enable_progress_bar",
+)
 
 
 def find_results(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:

@@ -11,19 +11,29 @@ from typing import ParamSpec, TypeVar
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from src.running.ranks import end_with
+
 FULL = "HYDRA_FULL_ERROR"
+PARENT = "ISIF_PARENT"  # the process that a job of a sweep ends with
 SHOWN = os.environ.get(FULL, "0") == "1"  # every error with its traceback
 MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError, ImportError, MemoryError)
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def run(main: Callable[[], object]) -> None:
+def run(main: Callable[[], object], overrides: bool = True) -> None:
     """Call a command; a mistake is told in one line with status 1, or as a traceback with HYDRA_FULL_ERROR=1.
+
+    Its arguments are Hydra's `overrides`, or not.
 
     Ctrl-C and SIGTERM end it with 130 and 143, as soon as what is being done has closed its files; a second ends it
     at once. A reader that goes away (`--help | head`) is no error.
     """
+    parent = os.environ.pop(PARENT, None)
+    if parent and not end_with(int(parent), signal.SIGTERM):
+        sys.exit(128 + signal.SIGTERM)
+    if overrides:
+        sys.argv[1:] = map(_readable, sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell sets it for what runs in the background
             signal.signal(number, _stop)
@@ -66,9 +76,7 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is missing: set {error.full_key}=…"
     if isinstance(error, OverrideParseException):
-        name, _, value = error.override.partition("=")
-        quoted = f"'{name}=\"{value}\"'"
-        return f"{error.override} can't be read: a value with such characters needs quotes of its own, {quoted}"
+        return f"{error.override} can't be read: settings are key=value, or ~key to leave one out"
     if isinstance(error, HydraException | OmegaConfBaseException) and error.__cause__:
         return f"{_one_line(error)}; {_one_line(error.__cause__)}"
     if _is_out_of_memory(error):
@@ -85,6 +93,21 @@ def _one_line(error: BaseException) -> str:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def _readable(argument: str) -> str:
+    """An argument whose value Hydra's grammar can't read, as a text that it can: `run=a/b=c`, `run_dir=~/ö`."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    key, equals, value = argument.partition("=")
+    if not equals or argument.startswith("-"):
+        return argument
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        quoted = os.path.expanduser(value).replace("\\", "\\\\").replace('"', '\\"')
+        return f'{key}="{quoted}"'
+    return argument
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

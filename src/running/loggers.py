@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from src.hints import Text
 from src.running.runs import write_atomically
 
+LONGEST = 128  # characters that W&B takes for a name
 PATIENCE = 20  # seconds to wait for the server before going offline
 
 
@@ -40,7 +41,12 @@ def csv_logger(save_dir: Path) -> CSVLogger:
 
 
 def wandb_logger(
-    save_dir: Path, project: Text, entity: Text | None, name: Text | None, tags: Sequence[Text]
+    save_dir: Path,
+    project: Text,
+    entity: Text | None,
+    group: Text | None,
+    name: Text | None,
+    tags: Sequence[Text],
 ) -> WandbLogger:
     """Start a run, online or offline; the variable WANDB_MODE has the last word.
 
@@ -48,7 +54,9 @@ def wandb_logger(
 
     Args:
         save_dir: run folder, where the files of an offline run wait to be synchronised.
-        project, entity, name, tags: as in `wandb.init`.
+        project, entity, tags: as in `wandb.init`.
+        group: a folder, whose name the group has.
+        name: None: in a group that of the run's folder, otherwise one of W&B's.
     """
     if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
         return WandbLogger(save_dir=str(save_dir), project=project)
@@ -56,7 +64,11 @@ def wandb_logger(
     if not kept.exists():
         write_atomically(kept, secrets.token_hex(4))
     options: dict[str, Any] = {"dir": str(save_dir), "id": kept.read_text().strip(), "resume": "allow"}
-    options |= {"project": project, "entity": entity, "name": name, "tags": list(tags)}
+    if group:
+        options |= {"group": Path(group).name[:LONGEST], "name": name or save_dir.name[:LONGEST]}
+    else:
+        options["name"] = name
+    options |= {"project": project, "entity": entity, "tags": list(tags)}
     settings = wandb.Settings(init_timeout=PATIENCE, console="off", silent=True)
     mode = os.environ.get("WANDB_MODE", "online")
     if mode == "online" and not _reachable():

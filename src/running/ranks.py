@@ -45,6 +45,13 @@ def spawn(function: Callable[..., object], ranks: int, *arguments: Any) -> None:
         _end(context.processes)
 
 
+def end_with(parent: int, number: int) -> bool:
+    """Have this process sent signal `number` when the one that started it dies; False where it is dead already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    return os.getppid() == parent
+
+
 def _end(processes: Any) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + PATIENCE
@@ -58,9 +65,7 @@ def _end(processes: Any) -> None:
 def _rank(
     rank: int, function: Callable[..., object], ranks: int, port: int, parent: int, arguments: tuple[Any, ...]
 ) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before
+    if not end_with(parent, signal.SIGKILL):
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; the parent ends its ranks
     os.environ |= {

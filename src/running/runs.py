@@ -18,8 +18,10 @@ from src import settings
 from src.running.checkpoints import has_checkpoint
 
 # What may change when a run goes on: none of it alters what an epoch learns.
-FREE = ("trainer.max_epochs", "trainer.enable_progress_bar", "logger", "run_dir")
+FREE = ("trainer.max_epochs", "trainer.enable_progress_bar", "logger", "run_dir", "sweep_dir")
 PLACES = ("cache_dir", "dataset.cache_dir", "backbone.cache_dir")
+LOCK, HOLDER, PROGRESS = ".lock", ".holder", "progress.json"
+PROBED = 1  # seconds: who only asks for the holder has the lock for a moment
 MOST, DEEPEST = 2**17, 20  # characters and levels that a config has
 
 
@@ -30,19 +32,37 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         FileExistsError: another process holds it; the message says which.
     """
-    lock, holder = FileLock(folder / ".lock"), folder / ".holder"
+    lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=PROBED)
     except Timeout as error:
-        who = holder.read_text() if holder.exists() else "another process"
+        who = _name_of(folder)
         raise FileExistsError(f"{folder} is being written by {who}: wait for it, or choose another run_dir") from error
     try:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        write_atomically(holder, f"process {os.getpid()} on {socket.gethostname()}, since {now}")
+        write_atomically(folder / HOLDER, f"process {os.getpid()} on {socket.gethostname()}, since {now}")
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        (folder / HOLDER).unlink(missing_ok=True)
         lock.release()
+
+
+def holder(folder: Path) -> str:
+    """The process that has claimed `folder`, in words; empty where none has, or we may not know."""
+    if not (folder / LOCK).exists():
+        return ""
+    try:
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            return ""
+    except Timeout:
+        return _name_of(folder)
+    except PermissionError:
+        return ""
+
+
+def _name_of(folder: Path) -> str:
+    path = folder / HOLDER
+    return path.read_text() if path.exists() else "another process"
 
 
 def begin(folder: Path, config: DictConfig) -> None:
@@ -126,6 +146,21 @@ def _is_simple(text: str) -> bool:
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     """Write `results.json`, whole or not at all."""
     write_atomically(folder / "results.json", json.dumps(results, indent=1))
+    (folder / PROGRESS).unlink(missing_ok=True)
+
+
+def write_progress(folder: Path, progress: dict[str, Any]) -> None:
+    """Say how far an unfinished run is, for who looks from outside."""
+    write_atomically(folder / PROGRESS, json.dumps(progress))
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """What `write_progress` wrote; empty where nothing is, or nothing that it would write."""
+    try:
+        progress = dict(json.loads((folder / PROGRESS).read_text()))
+        return progress if progress.keys() >= {"epoch", "epochs", "monitor", "scores", "seconds_left"} else {}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -37,9 +37,18 @@ def test_a_run_goes_on_in_its_own_wandb_run(tmp_path: Path, monkeypatch: pytest.
     ids = []
     for folder in ("a", "a", "b"):
         (tmp_path / folder).mkdir(exist_ok=True)
-        with finishing(wandb_logger(tmp_path / folder, "project", None, None, ())) as logger:
+        with finishing(wandb_logger(tmp_path / folder, "project", None, None, None, ())) as logger:
             assert logger is not None
             ids.append(wandb.run.id if wandb.run else None)
     assert ids[0] == ids[1] != ids[2]
     assert (tmp_path / "a" / "wandb_id").read_text() == ids[0]
     assert len(list((tmp_path / "a" / "wandb").glob("offline-run-*"))) == 2, "two parts that one sync brings together"
+
+
+def test_a_sweep_is_a_group_of_runs_named_after_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = tmp_path / "sweep" / "method=nce,seed=1"
+    folder.mkdir(parents=True)
+    with finishing(wandb_logger(folder, "project", None, str(folder.parent), None, ())):
+        assert wandb.run is not None
+        assert (wandb.run.group, wandb.run.name) == ("sweep", "method=nce,seed=1")

@@ -1,0 +1,238 @@
+"""A job of a sweep: a run that is known by its settings, not by a number; its folder, its command, how it stands."""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf, open_dict
+
+from src import settings
+from src.running import runs
+from src.running.checkpoints import has_checkpoint
+from src.running.cli import FULL, PARENT, SHOWN
+
+# Settings that make no other run of it.
+ASIDE = ("run_dir", "sweep_dir", "cache_dir", "logger", "trainer.enable_progress_bar")
+LONGEST = 160  # characters of a folder's name
+PLAN, LOG, FAILURE = "sweep.json", "log.txt", ".failure"
+HEADING = "$ "  # of what one command wrote into the log
+Kind = Literal["finished", "running", "failed", "cut off", "waiting"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of `sweep`, the folder of the whole.
+
+    Args:
+        overrides: `key=value` in Hydra's grammar, as of `python -m src.train`.
+        flags: what else its command has.
+        trainer: that group of its config.
+        common: the overrides that all of the sweep have.
+    """
+
+    sweep: Path
+    overrides: tuple[str, ...]
+    flags: tuple[str, ...] = field(default=(), compare=False)
+    trainer: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    common: frozenset[str] = field(default=frozenset(), compare=False)
+
+    @cached_property
+    def name(self) -> str:
+        """The overrides that make it this run, sorted; with a checksum where a file's name can't hold them."""
+        telling = sorted(override for override in self.overrides if not is_aside(override))
+        text = ",".join(telling) or "defaults"
+        name = re.sub(r"[^\w.,=+~-]", "-", text)[:LONGEST]
+        return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    @property
+    def label(self) -> str:
+        """What tells it from the others of its sweep."""
+        return " ".join(override for override in self.overrides if override not in self.common) or self.name
+
+    @cached_property
+    def folder(self) -> Path:
+        return self.sweep / self.name
+
+    def devices(self, here: int) -> int:
+        """How many it takes on each of its nodes, of so many that are `here`."""
+        asked = self.trainer["devices"]
+        if asked in (-1, "-1", "auto"):
+            return here
+        return int(asked) if isinstance(asked, (int, str)) else len(asked)
+
+    @property
+    def command(self) -> list[str]:
+        """What a person would type to have this run."""
+        places = [f"sweep_dir={self.sweep}", f"run_dir={self.folder}"]
+        return [sys.executable, "-m", "src.train", *self.flags, *self.overrides, *places]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a run stands; `score` is the monitored one's of a finished run's last epoch, percent."""
+
+    kind: Kind
+    text: str = ""
+    score: float | None = None
+    progress: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_aside(override: str) -> bool:
+    """Whether a setting, `key=value`, makes no other run."""
+    key = override.lstrip("+~").partition("=")[0]
+    return any(key == name or key.startswith(f"{name}.") for name in ASIDE)
+
+
+def make_jobs(config: Any, loader: Any, batch: Iterable[Sequence[str]]) -> list[Job]:
+    """Jobs of Hydra's composed multirun `config`, one for each list of overrides.
+
+    Every value is held to what it may be, in one composition each, not every combination of them: that takes a tenth of
+    a second a job.
+
+    Args:
+        loader: Hydra's, which composes.
+
+    Raises:
+        ValueError: a setting is wrong, or two jobs are the same run.
+        HydraException: a setting is none.
+    """
+    sweep = Path(config.sweep_dir or config.hydra.sweep.dir).absolute()
+    overrides = config.hydra.overrides.hydra
+    flags = [override for override in overrides if not re.match(r"[+~]*hydra[./](launcher|sweep|mode)", override)]
+    if config.hydra.job.config_name != "train":
+        flags.append(f"--config-name={config.hydra.job.config_name}")
+    sources = config.hydra.runtime.config_sources
+    flags += [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+    seen: set[str] = set()
+    composed: dict[tuple[str, ...], Any] = {}
+    jobs: dict[str, Job] = {}
+    lists = [tuple(overrides) for overrides in batch]
+    common = frozenset.intersection(*map(frozenset, lists))
+    for job_overrides in lists:
+        # What says which devices a job takes.
+        telling = tuple(o for o in job_overrides if re.match(r"[+~]*(trainer|experiment)\b", o))
+        if telling not in composed or not seen.issuperset(job_overrides):
+            seen.update(job_overrides)
+            settled = loader.load_sweep_config(config, list(job_overrides))
+            with open_dict(settled):
+                del settled["hydra"]
+            plain: Any = OmegaConf.to_container(settled, resolve=True, throw_on_missing=True)
+            settings.check(plain)
+            composed[telling] = plain["trainer"]
+        job = Job(sweep, job_overrides, tuple(flags), composed[telling], common)
+        if job.name in jobs:
+            raise ValueError(f"{', '.join(job_overrides)} is no other run than {', '.join(jobs[job.name].overrides)}")
+        jobs[job.name] = job
+    return list(jobs.values())
+
+
+def standing(folder: Path) -> Standing:
+    """Read from a run's folder, whoever writes it and wherever."""
+    if (folder / "results.json").exists():
+        try:
+            results = runs.read_results(folder)
+            score = float(results["last"][results["monitor"]])
+        except (ValueError, KeyError, TypeError) as error:
+            return Standing("failed", str(error))
+        return Standing("finished", f"{results['monitor']} {score:.2f}", score)
+    progress = runs.read_progress(folder)
+    reached = ""
+    if progress:
+        scored = f", {progress['monitor']} {progress['scores'][-1][1]:.2f}" if progress["scores"] else ""
+        reached = f"epoch {progress['epoch']} of {progress['epochs']}{scored}"
+    if holder := runs.holder(folder):
+        left = f", {_duration(progress['seconds_left'])} left" if progress else ""
+        return Standing("running", f"{reached or 'not scored yet'}{left}; {holder}", progress=progress)
+    if (folder / FAILURE).exists():
+        return Standing("failed", (folder / FAILURE).read_text(), progress=progress)
+    if has_checkpoint(folder):
+        return Standing("cut off", reached, progress=progress)
+    return Standing("waiting")
+
+
+def plan(sweep: Path, jobs: Iterable[Job]) -> None:
+    """Add `jobs` to those that `sweep` is known to have, for who looks at it."""
+    path = sweep / PLAN
+    names = planned(sweep) | {job.name: list(job.overrides) for job in jobs}
+    sweep.mkdir(parents=True, exist_ok=True)
+    runs.write_atomically(path, json.dumps({"jobs": names}, indent=1))
+
+
+def planned(sweep: Path) -> dict[str, list[str]]:
+    """The jobs of a sweep by name; none where the folder is no sweep's.
+
+    Raises:
+        ValueError: the file is damaged, or no sweep's.
+    """
+    path = sweep / PLAN
+    if not path.exists():
+        return {}
+    try:
+        jobs = json.loads(path.read_text())["jobs"]
+        return {str(name): list(map(str, overrides)) for name, overrides in jobs.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is no sweep's plan ({type(error).__name__}: {error})") from error
+
+
+def find_unfinished(folders: Iterable[Path]) -> dict[Path, Standing]:
+    """How the runs in `folders` and below stand that are not finished, those included that a sweep has yet to begin.
+
+    Raises:
+        ValueError: a sweep's plan is damaged.
+    """
+    begun = {path.parent for folder in folders for path in folder.rglob("config.yaml")}
+    sweeps = [path.parent for folder in folders for path in folder.rglob(PLAN)]
+    to_come = {sweep / name for sweep in sweeps for name in planned(sweep)}
+    stand = {folder: standing(folder) for folder in sorted(begun | to_come)}
+    return {folder: now for folder, now in stand.items() if now.kind != "finished"}
+
+
+def start(job: Job, environment: Mapping[str, str], hold: Iterable[int] = ()) -> subprocess.Popen[bytes]:
+    """Run a job in a process and session of its own, which writes what it says into the log of its folder.
+
+    Args:
+        environment: variables added to ours.
+        hold: open files that the process shall keep open until it ends.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / FAILURE).unlink(missing_ok=True)
+    with (job.folder / LOG).open("ab") as log:
+        log.write(f"{HEADING}{shlex.join(job.command)}\n".encode())
+        log.flush()
+        return subprocess.Popen(
+            job.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, FULL: str(int(SHOWN)), PARENT: str(os.getpid()), **environment},
+            pass_fds=tuple(hold),
+            start_new_session=True,  # Ctrl-C in the terminal is ours to hand on
+        )
+
+
+def note_failure(job: Job, status: int) -> None:
+    """Keep the line that says why a job ended with `status` and no results, if there are none."""
+    if (job.folder / "results.json").exists() or runs.holder(job.folder):
+        return
+    try:
+        said = (job.folder / LOG).read_text(errors="replace").rpartition(HEADING)[2]
+    except OSError:
+        said = ""
+    lines = said.splitlines()[1:]
+    told = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()]
+    how = f"ended by signal {-status}" if status < 0 else f"status {status}"
+    runs.write_atomically(job.folder / FAILURE, told[-1].removeprefix("error: ") if told and status > 0 else how)
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else "less than a minute"

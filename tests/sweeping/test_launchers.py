@@ -1,0 +1,157 @@
+"""Jobs that are short scripts: how many at once, on which GPUs, and what one's failure or the sweep's end does."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from src.running import runs
+from src.sweeping.jobs import Job, Standing
+from src.sweeping.launchers import Local
+
+ROOT = Path(__file__).parents[2]
+FINISH = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+(folder / "times").open("a").write("x")
+(folder / "results.json").write_text(json.dumps({"last": {"epoch": 1, "knn/top1": 50}, "monitor": "knn/top1"}))
+"""
+BUSY = """
+import os, pathlib, sys, time
+for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","):
+    place = pathlib.Path(sys.argv[1]).parent / f"busy-{name}"
+    place.touch(exist_ok=False)
+    time.sleep(0.3)
+    place.unlink()
+"""
+
+
+class Script(Job):
+    """A job whose command is the Python code that its one override is."""
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", self.overrides[0], str(self.folder)]
+
+
+def script(sweep: Path, code: str, devices: int = 1) -> Script:
+    return Script(sweep, (code,), trainer={"devices": devices, "accelerator": "auto"})
+
+
+def local(most: int, *gpus: str) -> Local:
+    launcher = Local(most)
+    launcher.gpus = list(gpus)
+    return launcher
+
+
+def numbered(sweep: Path, count: int, code: str = "", devices: int = 1) -> list[Job]:
+    return [script(sweep, f"number = {number}\n{code}\n{FINISH}", devices) for number in range(count)]
+
+
+def times(sweep: Path) -> list[int]:
+    return [len(path.read_text()) for path in sweep.glob("*/times")]
+
+
+def test_a_failure_leaves_the_others_alone_and_is_tried_again_and_the_rest_is_not(tmp_path: Path) -> None:
+    bad = script(tmp_path, "raise SystemExit('error: no luck')")
+    jobs = [*numbered(tmp_path, 2), bad, *numbered(tmp_path / "more", 2)]
+    told: list[tuple[Job, str]] = []
+
+    def tell(job: Job, now: Standing) -> None:
+        told.append((job, now.kind))
+
+    ended = local(2).run(iter(jobs), len(jobs), ended=tell)
+    assert {job: now.kind for job, now in ended.items()} == dict(told)
+    assert [ended[job].kind for job in jobs] == ["finished", "finished", "failed", "finished", "finished"]
+    assert ended[bad].text == "no luck"
+    assert ended[jobs[0]].score == 50
+    bad.folder.joinpath("log.txt").unlink()
+    local(2).run(iter(jobs), len(jobs))
+    assert times(tmp_path) + times(tmp_path / "more") == [1] * 4, "nothing that was finished ran again"
+    assert bad.folder.joinpath("log.txt").exists()
+
+
+def test_no_more_at_once_than_asked_for_and_drawn_no_sooner(tmp_path: Path) -> None:
+    (tmp_path / "now").mkdir()
+    code = f"import os, time\nopen('{tmp_path}/now/%d' % number, 'w').close()\ntime.sleep(1)\n"
+    code += f"there = os.listdir('{tmp_path}/now')\nopen('{tmp_path}/most', 'a').write('%d ' % len(there))\n"
+    code += f"os.remove('{tmp_path}/now/%d' % number)"
+    drawn: list[float] = []
+    ended: list[float] = []
+
+    def draw() -> Iterator[Job]:
+        for job in numbered(tmp_path / "sweep", 5, code):
+            drawn.append(time.monotonic())
+            yield job
+
+    local(2).run(draw(), 5, ended=lambda job, now: ended.append(time.monotonic()))
+    assert max(map(int, (tmp_path / "most").read_text().split())) == 2
+    assert sum(moment < min(ended) for moment in drawn) == 2, "a later one may depend on how an earlier one ended"
+
+
+def test_two_sweeps_share_gpus_without_collision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kept = [numbered(tmp_path, 3, BUSY), numbered(tmp_path, 6, BUSY)[3:]]
+    kept[0].append(script(tmp_path, f"number = 9\n{BUSY}\n{FINISH}", devices=2))
+    outcomes: list[str] = []
+
+    def sweep(jobs: list[Job]) -> None:
+        outcomes.extend(f"{now.kind} {now.text}" for now in local(3, "4", "7").run(iter(jobs), len(jobs)).values())
+
+    threads = [threading.Thread(target=sweep, args=(jobs,)) for jobs in kept]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == ["finished knn/top1 50.00"] * 7
+
+
+def test_a_job_that_another_sweep_runs_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.sweeping.launchers.HELD", 0.2)
+    (job,) = numbered(tmp_path, 1)
+    job.folder.mkdir(parents=True)
+
+    def other() -> None:
+        with runs.claimed(job.folder):
+            held.set()
+            time.sleep(1)
+            subprocess.run(job.command, check=True)
+
+    held = threading.Event()
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    assert local(1).run(iter([job]), 1)[job].kind == "finished"
+    thread.join()
+    assert times(tmp_path) == [1]
+
+
+SWEEP = """
+import sys, pathlib
+from tests.sweeping.test_launchers import local, script
+place = pathlib.Path(sys.argv[1])
+wait = "import os, time; open(sys_path + '/' + name, 'w').write(str(os.getpid())); time.sleep(600)"
+jobs = [script(place / "s", f"sys_path, name = {str(place)!r}, {name!r}; {wait}") for name in ("a", "b")]
+local(2).run(iter(jobs), 2)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_runs_ends_with_the_sweep(tmp_path: Path, number: int) -> None:
+    code = f"import signal\nsignal.signal(signal.SIGTERM, lambda *_: exit(1))\n{SWEEP}"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    while not all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in "ab"):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(number)
+    process.wait(30)
+    for name in "ab":
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / name).read_text()), 0)
