@@ -59,6 +59,13 @@ EVALUATE: Group = {
     "cache_dir": Text,
     "protocol": Mapping[str, Any],  # checked as part of the run's
 }
+PLUGINS = {  # of Hydra: it takes them only by a name of its package of plugins
+    "hydra_plugins.src.Grid": "src.sweeping.sweepers.Grid",
+    "hydra_plugins.src.Search": "src.sweeping.search.Search",
+    "hydra_plugins.src.Local": "src.sweeping.launchers.Local",
+    "hydra_plugins.src.Slurm": "src.sweeping.slurm.Slurm",
+    "hydra_plugins.src.Ray": "src.sweeping.cluster.Ray",
+}
 FETCHED = ("url", "urls", "archive", "checksum")  # of a dataset: what comes from where
 # What others' constructors take of ours: their own hints say little of what is sane.
 OTHERS: Mapping[str, Group] = {
@@ -112,6 +119,17 @@ def check_foreign(config: Group) -> None:
     fetched = {name: config["dataset"][name] for name in FETCHED if name in config["dataset"]}
     if fetched and not any(fetched == {name: own[name] for name in FETCHED if name in own} for own in ours):
         raise WrongSetting(f"dataset fetches {_shown(fetched)}, which conf/dataset does not know")
+
+
+def check_options(key: str, options: Group) -> None:
+    """Hold the options of one of our plugins of Hydra, which say by `_target_` what they make, to what it takes.
+
+    Raises:
+        WrongSetting: names the first that is wrong.
+    """
+    hints = signature(PLUGINS[options["_target_"]]).hints
+    for line in (line for name in hints for line in _check_value(f"{key}.{name}", options[name], hints[name])):
+        raise WrongSetting(line)
 
 
 def _check_group(prefix: str, group: Any, hints: Group) -> Iterator[str]:

@@ -37,6 +37,7 @@ class Job:
         flags: what else its command has.
         trainer: that group of its config.
         common: the overrides that all of the sweep have.
+        place: the folder that its command is called in.
     """
 
     sweep: Path
@@ -44,6 +45,7 @@ class Job:
     flags: tuple[str, ...] = field(default=(), compare=False)
     trainer: Mapping[str, Any] = field(default_factory=dict, compare=False)
     common: frozenset[str] = field(default=frozenset(), compare=False)
+    place: str = field(default_factory=os.getcwd, compare=False)
 
     @cached_property
     def name(self) -> str:
@@ -122,10 +124,10 @@ def make_jobs(config: Any, loader: Any, batch: Iterable[Sequence[str]]) -> list[
         telling = tuple(o for o in job_overrides if re.match(r"[+~]*(trainer|experiment)\b", o))
         if telling not in composed or not seen.issuperset(job_overrides):
             seen.update(job_overrides)
-            settled = loader.load_sweep_config(config, list(job_overrides))
-            with open_dict(settled):
-                del settled["hydra"]
-            plain: Any = OmegaConf.to_container(settled, resolve=True, throw_on_missing=True)
+            complete = loader.load_sweep_config(config, list(job_overrides))
+            with open_dict(complete):
+                del complete["hydra"]
+            plain = settled(complete)
             settings.check(plain)
             composed[telling] = plain["trainer"]
         job = Job(sweep, job_overrides, tuple(flags), composed[telling], common)
@@ -133,6 +135,11 @@ def make_jobs(config: Any, loader: Any, batch: Iterable[Sequence[str]]) -> list[
             raise ValueError(f"{', '.join(job_overrides)} is no other run than {', '.join(jobs[job.name].overrides)}")
         jobs[job.name] = job
     return list(jobs.values())
+
+
+def settled(config: Any) -> Any:
+    """A config, resolved, in plain dicts."""
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
 def standing(folder: Path) -> Standing:
@@ -210,6 +217,7 @@ def start(job: Job, environment: Mapping[str, str], hold: Iterable[int] = ()) ->
         log.flush()
         return subprocess.Popen(
             job.command,
+            cwd=job.place,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

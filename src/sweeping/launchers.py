@@ -19,13 +19,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from src import settings
 from src.hints import Count
 from src.sweeping.board import Board
-from src.sweeping.jobs import Job, Standing, make_jobs, note_failure, standing, start
+from src.sweeping.jobs import Job, Standing, make_jobs, note_failure, settled, standing, start
 
 PATIENCE = 60  # seconds that jobs have to write their checkpoints when the sweep ends before them
 HELD = 5  # seconds between two looks at a job that another sweep runs
-LOOK = 0.5  # seconds between two looks at all that runs
 
 
 class Handle(Protocol):
@@ -48,11 +48,14 @@ class JobLauncher(Launcher):
         jobs: the most that run at once; None: as many as there is room for.
     """
 
+    look_every = 0.5  # seconds between two looks at all that runs
+
     def __init__(self, jobs: Count | None) -> None:
         self.most: float = jobs or math.inf
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         self.config, self.loader = config, hydra_context.config_loader
+        settings.check_options("hydra.launcher", settled(config.hydra.launcher))
 
     def start(self, jobs: Sequence[Job]) -> Sequence[Handle]:
         """Start the first of `jobs`, as many as there is room for now."""
@@ -117,7 +120,7 @@ class JobLauncher(Launcher):
                     board.started(job, before[job].kind)
                 if not (running or waiting or elsewhere):
                     return done
-                time.sleep(LOOK)
+                time.sleep(self.look_every)
                 for job, handle in tuple(running.items()):
                     if (status := handle.poll()) is not None:
                         del running[job]

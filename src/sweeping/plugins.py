@@ -1,22 +1,21 @@
 """Makes our launchers and sweepers known to Hydra, which takes them only from a package called `hydra_plugins`."""
 
 import sys
+from importlib import import_module
 from types import ModuleType
 
 from hydra.core.plugins import Plugins
 
-from src.sweeping.launchers import Local
-from src.sweeping.sweepers import Grid
-
-NAME = "hydra_plugins.src"
+from src.settings import PLUGINS
 
 
 def register() -> None:
-    """Let configs name `hydra_plugins.src.Local` and the like."""
+    """Let configs name the `PLUGINS`."""
     known = Plugins.instance()
     sys.modules.setdefault("hydra_plugins", ModuleType("hydra_plugins"))  # there already where others' are installed
-    ours = sys.modules[NAME] = ModuleType(NAME)
-    for plugin in (Local, Grid):
-        plugin.__module__ = NAME
-        setattr(ours, plugin.__name__, plugin)
+    for name, target in PLUGINS.items():
+        package, _, alias = name.rpartition(".")
+        home, _, kind = target.rpartition(".")
+        plugin = type(alias, (getattr(import_module(home), kind),), {"__module__": package})
+        setattr(sys.modules.setdefault(package, ModuleType(package)), alias, plugin)
         known.register(plugin)

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 
+from src import settings
 from src.reporting.results import find_results
 from src.reporting.table import table
-from src.sweeping.jobs import LOG, Job, Standing, make_jobs, plan
+from src.sweeping.jobs import LOG, Job, Standing, make_jobs, plan, settled
 from src.sweeping.launchers import JobLauncher
 
 
@@ -29,6 +30,7 @@ class Grid(Sweeper):
         if not isinstance(launcher, JobLauncher):
             raise ValueError(f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}: choose one of conf/")
         self.launcher: Any = launcher
+        settings.check_options("hydra.sweeper", settled(config.hydra.sweeper))
 
     def sweep(self, arguments: list[str]) -> None:
         overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(arguments)
@@ -36,13 +38,13 @@ class Grid(Sweeper):
         jobs = make_jobs(self.config, self.loader, batch)
         sweep = jobs[0].sweep
         plan(sweep, jobs)
-        with saying_how_to_go_on(sweep, arguments):
+        with saying_how_to_go_on(sweep):
             ended = self.launcher.run(iter(jobs), len(jobs))
         conclude(sweep, ended)
 
 
 @contextmanager
-def saying_how_to_go_on(sweep: Path, arguments: Sequence[str]) -> Iterator[None]:
+def saying_how_to_go_on(sweep: Path) -> Iterator[None]:
     """Where the sweep breaks off, by an error or a signal, print the command that goes on with it."""
     try:
         yield

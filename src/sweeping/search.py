@@ -1,0 +1,139 @@
+"""A search for the settings that score best on held-out images: `hydra/sweeper=optuna`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+
+from src.hints import Count, Seed
+from src.sweeping.jobs import Job, Standing, make_jobs, plan
+from src.sweeping.sweepers import Grid, conclude, saying_how_to_go_on
+
+STUDY = "study.log"
+
+
+class Search(Grid):
+    """Tries values of the ranges given, each trial a job, chosen by Optuna (TPE) by how those before scored.
+
+    Ranges in Hydra's grammar: `interval(0.05,0.5)`, `tag(log,interval(0.001,0.1))`, `int(interval(1,9))`,
+    `range(1,10,2)`, `choice(a,b)`. What decides is the last epoch's score of the held-out images, never of the test
+    images. A trial that failed or was cut off stays open, and the same command goes on with it.
+
+    Args:
+        trials: in all.
+        prune: end a trial after an epoch that scores below the median of the others' at that epoch.
+        seed: of the sampler.
+    """
+
+    def __init__(self, trials: Count, prune: bool, seed: Seed) -> None:
+        self.trials, self.prune, self.seed = trials, prune, seed
+
+    def sweep(self, arguments: list[str]) -> None:
+        from optuna.trial import Trial, TrialState
+
+        overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(arguments)
+        space = {override.get_key_element(): distribution(override) for override in overrides if _is_range(override)}
+        fixed = [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in overrides if not _is_range(o)]
+        if not space:
+            raise ValueError("hydra/sweeper=optuna: give a range to search, as optimizer.lr=interval(0.01,0.1)")
+        if self.config.dataset.validation is None:
+            raise ValueError("hydra/sweeper=optuna chooses by held-out images: hold some out, dataset.validation=0.1")
+        if self.launcher.most == float("inf"):
+            raise ValueError(
+                "hydra.launcher.jobs=null: a search learns from what ended; say how many trials run at once"
+            )
+
+        def job_of(values: Mapping[str, Any]) -> Job:
+            (job,) = make_jobs(self.config, self.loader, [[*fixed, *(f"{key}={values[key]}" for key in space)]])
+            return job
+
+        sweep = job_of({key: next(_examples(one)) for key, one in space.items()}).sweep  # which checks the settings
+        study = open_study(sweep, fixed, self.seed, self.prune)
+        open_trials: dict[Job, list[Trial]] = {}
+
+        def draw() -> Iterator[Job]:
+            left_open = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
+            for number in range(len(left_open) + self.trials - len(study.get_trials(deepcopy=False))):
+                again = number < len(left_open)
+                trial = Trial(study, left_open[number]._trial_id) if again else study.ask(space)
+                job = job_of(trial.params)
+                open_trials.setdefault(job, []).append(trial)
+                if len(open_trials[job]) == 1:  # the others have the same settings, so the same score
+                    plan(sweep, [job])
+                    yield job
+
+        def ended(job: Job, now: Standing) -> None:
+            for trial in open_trials.pop(job) if now.kind == "finished" else ():
+                pruned = (job.folder / "stop").exists()
+                study.tell(trial, now.score, TrialState.PRUNED if pruned else TrialState.COMPLETE)
+
+        def look(job: Job, now: Standing) -> None:
+            for trial in open_trials[job]:
+                known = study.trials[trial.number].intermediate_values
+                for epoch, score in now.progress.get("scores", ()):
+                    if epoch > 0 and epoch not in known:
+                        trial.report(score, int(epoch))
+                if self.prune and trial.should_prune():
+                    (job.folder / "stop").touch()
+
+        with saying_how_to_go_on(sweep):
+            done = self.launcher.run(draw(), self.trials, ended=ended, look=look)
+        conclude(sweep, done)
+        if any(trial.state == TrialState.COMPLETE for trial in study.trials):
+            best = study.best_trial
+            chosen = " ".join(f"{key}={value}" for key, value in best.params.items())
+            print(f"best of {len(study.trials)} trials: {chosen}, {best.value:.2f}; {job_of(best.params).folder}")
+
+
+def open_study(sweep: Path, fixed: Sequence[str], seed: int, prune: bool) -> Any:
+    """The search whose folder is `sweep`, new or to go on with.
+
+    Raises:
+        ValueError: it was begun with other settings.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sweep.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(sweep / STUDY))),
+        study_name="search",
+        direction="maximize",
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
+    )
+    # One that goes on must not draw again what it began with.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), constant_liar=True)
+    before = study.user_attrs.setdefault("settings", sorted(fixed))
+    if before != sorted(fixed):
+        changed = sorted(set(before) ^ set(fixed))
+        raise ValueError(f"{sweep} holds a search of other settings ({', '.join(changed)}): choose another sweep_dir")
+    study.set_user_attr("settings", sorted(fixed))
+    return study
+
+
+def distribution(override: Override) -> Any:
+    """What Optuna draws from for a range in Hydra's grammar; of choices their spelling in it."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        assert value.start is not None and value.end is not None
+        kind = IntDistribution if isinstance(value.start, int) else FloatDistribution
+        return kind(value.start, value.end, log="log" in value.tags)
+    choices = list(override.sweep_string_iterator())
+    if isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.step, int):
+        return IntDistribution(int(choices[0]), int(choices[-1]), step=value.step)
+    return CategoricalDistribution(choices)
+
+
+def _is_range(override: Override) -> bool:
+    return override.is_sweep_override()
+
+
+def _examples(one: Any) -> Iterator[Any]:
+    yield from one.choices if hasattr(one, "choices") else (one.low, one.high)
