@@ -42,11 +42,13 @@ def assemble(config: DictConfig, ranks: int) -> tuple[StoreDataModule, Embedding
     if config.protocol.disjoint:
         check_disjoint(datamodule)
     metrics = {name: instantiate(metric) for name, metric in config.protocol.metrics.items()}
+    queries = {"the test set": datamodule.query_labels}
+    if datamodule.validation_labels is not None:
+        queries[f"the validation set (dataset.validation={datamodule.validation})"] = datamodule.validation_labels
     for metric in metrics.values():
-        metric.check(datamodule.query_labels, datamodule.gallery_labels)
-    evaluation = Evaluation(metrics, config.protocol.space)
-    if config.protocol.monitor not in (scores := evaluation.scores()):
-        raise ValueError(f"protocol.monitor={config.protocol.monitor}: must be one of {', '.join(scores)}")
+        for name, labels in queries.items():
+            metric.check(labels, datamodule.gallery_labels, name)
+    evaluation = Evaluation(metrics, config.protocol.space, config.protocol.monitor, datamodule.validation is not None)
     module = EmbeddingModule(
         backbone,
         instantiate(config.method),
@@ -101,8 +103,8 @@ def make_trainer(
     chosen = [instantiate(callback) for callback in config.callbacks.values() if callback]
     if not config.trainer.enable_progress_bar:
         chosen = [callback for callback in chosen if not isinstance(callback, ProgressBar)]
-    standing = Standing(folder, history, config.protocol.monitor)
-    kept = Checkpoints(folder, history, config.protocol.monitor)
+    standing = Standing(folder, history, evaluation.monitor)
+    kept = Checkpoints(folder, history, evaluation.monitor)
     trainer: pl.Trainer = instantiate(
         config.trainer,
         logger=logger or False,

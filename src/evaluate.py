@@ -51,9 +51,10 @@ def main(config: DictConfig) -> None:
     trainer.validate(module, datamodule, verbose=False)
     written = (runs.read_results(folder).get(which) or {}) if (folder / "results.json").exists() else {}
     print(f"{folder}, {which} checkpoint of epoch {checkpoint['epoch'] + 1}")
+    width = max(24, *map(len, trainer.callback_metrics))
     for name, value in trainer.callback_metrics.items():
         note = f"  results.json: {written[name]:.4f}" if name in written else ""
-        print(f"{name:24}{float(value):9.4f}{note}")
+        print(f"{name:{width}}{float(value):9.4f}{note}")
 
 
 if __name__ == "__main__":

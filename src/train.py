@@ -43,7 +43,8 @@ def main(config: DictConfig) -> float:
             if count == 1 or "LOCAL_RANK" in os.environ:
                 return train(config, folder, choices)
             ranks.spawn(train, count, config, folder, choices)
-            return float(runs.read_results(folder)["last"][config.protocol.monitor])
+            results = runs.read_results(folder)
+            return float(results["last"][results["monitor"]])
 
 
 def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
@@ -72,17 +73,17 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
         if last is None:
             trainer.validate(module, datamodule, verbose=False)
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
-        best = history.best(config.protocol.monitor)  # the epoch that best.ckpt holds
-        if config.protocol.monitor not in history.rows[-1]:
+        best = history.best(evaluation.monitor)  # the epoch that best.ckpt holds
+        if evaluation.monitor not in history.rows[-1]:
             trainer.validate(module, datamodule, verbose=False)
 
-        results = collect(settings, choices, datamodule, module, history, facts) | {"best": best}
+        results = collect(settings, choices, datamodule, module, evaluation.monitor, history, facts) | {"best": best}
         if trainer.is_global_zero:
             runs.write_results(folder, results)
     if trainer.is_global_zero:
         print(summary(results))
         print(folder, flush=True)
-    return history.rows[-1][config.protocol.monitor]
+    return history.rows[-1][evaluation.monitor]
 
 
 if __name__ == "__main__":

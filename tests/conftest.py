@@ -74,15 +74,18 @@ def server() -> Iterator[Server]:
         http.shutdown()
 
 
-def small_store(path: Path, train: int = 20, test: int = 11, classes: int = 3, size: int = 8) -> None:
-    """A store of noise."""
+def small_store(
+    path: Path, train: int = 20, test: int = 11, classes: int = 3, size: int = 8, unseen: bool = False
+) -> None:
+    """A store of noise; `unseen`: the test images are of other classes, as many."""
     rng = np.random.default_rng(0)
 
     def build(folder: Path) -> dict[str, object]:
         for split, count in (("train", train), ("test", test)):
             images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-            write_split(folder, split, zip(images, np.arange(count) % classes, strict=True))
-        return {"classes": [str(c) for c in range(classes)], "source": "noise"}
+            labels = np.arange(count) % classes + classes * (unseen and split == "test")
+            write_split(folder, split, zip(images, labels, strict=True))
+        return {"classes": [str(c) for c in range(classes * (1 + unseen))], "source": "noise"}
 
     prepare_store(path, build)
 

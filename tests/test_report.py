@@ -87,6 +87,26 @@ def test_seeds_are_averaged_and_settings_kept_apart(sweep: Path) -> None:
     assert any("method.temperature=0.1 | knn/top1 | 2 |" in line and mean in line for line in lines)
 
 
+def test_what_the_best_was_chosen_on_is_said(sweep: Path) -> None:
+    nce = by_method(sweep, "nce")
+    assert nce["protocol"]["validation"] is None
+    before = changed(nce)
+    del before["protocol"]["validation"]  # as runs were before there was such a thing
+    held_out = changed(nce, config__dataset__validation=0.1, protocol__validation="144 of the training images")
+    for row in ("untrained", "last", "best"):
+        held_out[row] |= {"validation/knn/top1": 12.5, "validation/pooled/knn/top1": 13.5}
+    for results, text in (
+        ([before], "best epoch, chosen on the test images |"),
+        ([held_out], "best epoch, chosen on held-out training images |"),
+        ([nce, held_out], "best epoch, chosen on held-out training images or the test images |"),
+    ):
+        lines = table(results)
+        assert text in lines
+        assert ("144 of the training images held out, 360 test images" in lines) == (held_out in results)
+        assert ("| validation/knn/top1 | 1 | 12.50 | 12.50 | 12.50 |" in lines) == (held_out in results)
+        assert "pooled" not in lines
+
+
 def test_the_papers_numbers_stand_beside_its_own_systems(sweep: Path) -> None:
     ours, cluster = by_method(sweep, "invariant_spreading"), by_method(sweep, "deepcluster")
     assert paper_numbers(ours) == {}, "the paper has no digits"

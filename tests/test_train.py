@@ -72,6 +72,29 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
     assert (folder / "results.json").read_bytes() == before
 
 
+def test_held_out_images_decide_what_is_best(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = [*QUICK[:2], "dataset.validation=0.1", "trainer.max_epochs=4", "logger=csv", f"run_dir={folder}"]
+    done = run("src.train", *options)
+    assert done.returncode == 0, done.stderr
+    assert "digits: 300 training, 144 held-out and 360 test images" in done.stdout
+    assert "of validation/knn/top1 (embedding), chosen on held-out training images" in done.stdout
+    found = results(folder)
+    assert found["monitor"] == "validation/knn/top1"
+    assert found["protocol"]["validation"] == "144 of the training images"
+    assert found["protocol"]["gallery"] == "300 training images"
+    names = {f"{prefix}knn/top1" for prefix in ("", "pooled/", "validation/", "validation/pooled/")}
+    assert all(names <= row.keys() for row in found["history"])
+    assert names <= set((folder / "metrics.csv").read_text().splitlines()[0].split(","))
+    assert found["best"] == max(found["history"][1:], key=lambda row: row["validation/knn/top1"])
+    assert torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] + 1 == found["best"]["epoch"]
+    again = run("src.evaluate", f"run={folder}", "checkpoint=best")
+    assert again.returncode == 0, again.stderr
+    for name in names:
+        score = f"{found['best'][name]:.4f}"
+        assert any(line.split() == [name, score, "results.json:", score] for line in again.stdout.splitlines()), name
+
+
 def test_the_last_epoch_is_scored_whatever_the_interval(run: Run, tmp_path: Path) -> None:
     arguments = [*QUICK[:2], "logger=none", "trainer.check_val_every_n_epoch=2", f"run_dir={tmp_path / 'run'}"]
     done = run("src.train", *arguments, "trainer.max_epochs=3")
@@ -167,6 +190,11 @@ def test_a_finished_run_that_was_moved_takes_more_epochs(run: Run, tmp_path: Pat
     before = (tmp_path / "first" / "results.json").read_bytes()
     (tmp_path / "elsewhere").mkdir()
     moved = (tmp_path / "first").rename(tmp_path / "elsewhere" / "moved")
+    config = (moved / "config.yaml").read_text()
+    assert "  validation: null\n" in config
+    (moved / "config.yaml").write_text(config.replace("  validation: null\n", ""))  # as runs were before there was such
+    before_that = run("src.evaluate", f"run={moved}")
+    assert f"results.json: {results(moved)['last']['knn/top1']:.4f}" in before_that.stdout, before_that.stderr
     fewer = run("src.train", *arguments, "trainer.max_epochs=1", f"run_dir={moved}")
     assert "finished run (results.json) of 1 epochs" in fewer.stderr
     done = run("src.train", *arguments, f"run_dir={moved}", f"cache_dir={tmp_path / 'cache'}")
@@ -252,6 +280,7 @@ def test_two_ranks(run: Run, tmp_path: Path) -> None:
         "trainer.devices=2",
         "trainer.accelerator=cpu",
         "dataset.limit=301",
+        "dataset.validation=0.0995",
         "dataset.batch_size=32",
         "dataset.eval_batch_size=64",
         *QUICK[1:],
@@ -261,10 +290,11 @@ def test_two_ranks(run: Run, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     folders = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
     assert [results(folder)["seed"] for folder in folders] == [0, 1]
-    one = run("src.train", "dataset.limit=301", *QUICK[1:], f"run_dir={tmp_path / 'one'}")
+    one = run("src.train", "dataset.limit=301", "dataset.validation=0.0995", *QUICK[1:], f"run_dir={tmp_path / 'one'}")
     assert one.returncode == 0, one.stderr
     found = results(folders[0])
     assert found["untrained"] == results(tmp_path / "one")["untrained"], "the same network, scored by two or by one"
+    assert found["protocol"]["validation"] == "143 of the training images"
     assert found["hardware"]["ranks"] == 2
     again = run("src.evaluate", f"run={folders[0]}")
     assert again.stdout.count(f"{found['last']['knn/top1']:.4f}") == 2, again.stdout
@@ -309,6 +339,9 @@ def test_an_unreachable_wandb_server_is_no_obstacle(run: Run, tmp_path: Path) ->
         (["method.temprature=3"], "Key 'temprature' is not in struct"),
         (["dataset.batch_size=2000"], "dataset.batch_size=2000"),
         (["dataset.limit=5000"], "dataset.limit=5000"),
+        (["dataset.validation=0.0001"], "dataset.validation=0.0001: holds out 0 of 1437"),
+        (["dataset.validation=0.1", "dataset.limit=1300"], "dataset.limit=1300: the training set has 1293 images"),
+        (["dataset.validation=0.001"], "knn: the validation set (dataset.validation=0.001) has one class"),
         (["protocol.metrics.knn.k=5000"], "protocol.metrics.knn.k=5000, but the gallery has 1437 images"),
         (["method.temperature=0"], "method.temperature=0: must be a number above 0"),
         (["schedule.milestones=[5]"], "milestones [5]"),

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from src.backbones.inception import GoogLeNet
+from src.datamodules.store import hold_out
 from tests.backbones.test_inception import MEAN, caffe_weights
 from tests.conftest import Run
 from tests.datamodules.test_published import cars_one_file, cub, products
@@ -45,17 +46,21 @@ def arguments(root: Path, tmp_path: Path) -> list[str]:
     ]
 
 
-def recalls(checkpoint: Path, cache: Path, ks: tuple[int, ...]) -> list[float]:
-    """R@k in percent of a checkpoint on the test images of the only store, an image at a time."""
+def recalls(checkpoint: Path, cache: Path, ks: tuple[int, ...], held_out: bool = False) -> list[float]:
+    """R@k in percent of a checkpoint on the test, or held-out, images of the only store, an image at a time."""
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     network = GoogLeNet().eval()
     network.load_state_dict({k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")})
-    (images,), (labels,) = (list(cache.rglob(f"test_{name}.npy")) for name in ("images", "labels"))
-    crops = torch.from_numpy(np.load(images))[:, 14:241, 14:241].permute(0, 3, 1, 2) - MEAN
+    split = "train" if held_out else "test"
+    images, labels = (np.load(*cache.rglob(f"{split}_{name}.npy")) for name in ("images", "labels"))
+    if held_out:
+        rows = hold_out(torch.from_numpy(labels), 0.1, classes=True).numpy()
+        images, labels = images[rows], labels[rows]
+    crops = torch.from_numpy(images)[:, 14:241, 14:241].permute(0, 3, 1, 2) - MEAN
     with torch.inference_mode():
         features = torch.cat([network(crop) for crop in crops.split(1)])
         z = torch.nn.functional.normalize(features @ state["head.linear.weight"].T + state["head.linear.bias"], dim=1)
-    of, hits = np.load(labels).tolist(), []
+    of, hits = labels.tolist(), []
     for i in range(len(z)):
         others = sorted((j for j in range(len(z)) if j != i), key=lambda j: -float(z[i] @ z[j]))
         hits.append([any(of[j] == of[i] for j in others[:k]) for k in ks])
@@ -87,11 +92,31 @@ def test_a_folder_is_prepared_trained_on_and_scored_again(run: Run, tmp_path: Pa
     assert again.stdout.count(f"{results['last']['retrieval/R@1']:.4f}") >= 2
 
 
+def test_held_out_classes_decide_what_is_best(run: Run, tmp_path: Path, photographs: Path) -> None:
+    folder = tmp_path / "run"
+    options = ["dataset.validation=0.1", "protocol.metrics.retrieval.k=[1,2]", "trainer.precision=32-true"]
+    done = run("src.train", *arguments(photographs, tmp_path), *options, f"run_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert "6 training, 12 held-out and 18 test images" in done.stdout
+    results = json.loads((folder / "results.json").read_text())
+    assert results["monitor"] == "validation/retrieval/R@1"
+    assert results["protocol"]["validation"] == "2 of the training classes, 12 images"
+    assert "validation/clustering/NMI" in results["last"]
+    for held_out, prefix in ((False, ""), (True, "validation/")):
+        expected = recalls(folder / "checkpoints" / "last.ckpt", tmp_path / "cache", (1, 2), held_out)
+        assert [results["last"][f"{prefix}retrieval/R@{k}"] for k in (1, 2)] == pytest.approx(expected)
+
+
 def test_mistakes_are_named(run: Run, tmp_path: Path, photographs: Path) -> None:
     options = [*arguments(photographs, tmp_path), f"run_dir={tmp_path / 'run'}"]
     for changes, message in (
         (["dataset.split=random"], "tests on unseen classes, but 6 are in the training and in the test set (class0"),
         (["protocol.metrics.retrieval.k=[1,18]"], "the test set has 18 images, choose numbers between 1 and 17"),
+        (
+            ["dataset.validation=0.1"],
+            "the validation set (dataset.validation=0.1) has 12 images, choose numbers between",
+        ),
+        (["dataset.validation=0.9"], "dataset.validation=0.9: holds out 3 of 3 training classes"),
         (["protocol.space=logits"], "protocol.space=logits: must be embedding or pooled"),
         (["backbone.weights=none.npz"], "backbone.weights=none.npz: there is no such file"),
         (["input.size=300"], "input.size=300"),

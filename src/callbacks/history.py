@@ -14,6 +14,8 @@ import pytorch_lightning as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from src.callbacks.evaluation import VALIDATION, is_aside
+
 matplotlib.use("Agg")
 
 Row = dict[str, float]
@@ -93,15 +95,20 @@ class History(pl.Callback):
 
 
 def draw_curves(rows: list[Row], path: Path) -> None:
-    """The scores of `rows` above, loss and its terms below, over epochs; the file is replaced whole."""
+    """The scores of `rows` above, loss and its terms below, over epochs; the file is replaced whole.
+
+    Those of held-out training images, where there are any, have a panel of their own between the two.
+    """
     names = sorted({name for row in rows for name in row} - {"epoch"})
     losses = [name for name in names if name in ("train/loss", "train/positive", "train/negative")]
-    panels = [("score (%)", [name for name in names if not name.startswith("train/")]), ("loss", losses)]
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    for axes, (label, curves) in zip(figure.subplots(2, 1, sharex=True), panels, strict=True):
+    held_out = [name for name in names if name.startswith(VALIDATION)]
+    tested = [name for name in names if not name.startswith(("train/", VALIDATION))]
+    panels = [("score (%)", tested), *[("validation score (%)", held_out)] * bool(held_out), ("loss", losses)]
+    figure = Figure(figsize=(7, 3 * len(panels)), layout="constrained")
+    for axes, (label, curves) in zip(figure.subplots(len(panels), 1, sharex=True), panels, strict=True):
         for name in curves:
             points = [(row["epoch"], row[name]) for row in rows if name in row]
-            line = "--" if name.startswith(("embedding/", "pooled/")) else "-"  # the space that decides nothing
+            line = "--" if is_aside(name) else "-"
             axes.plot(*zip(*points, strict=True), line, marker=".", label=name)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)

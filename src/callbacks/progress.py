@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
+from src.callbacks.evaluation import VALIDATION, is_aside
 from src.module import may_wait
 
 T = TypeVar("T")
@@ -13,6 +14,8 @@ T = TypeVar("T")
 
 class Progress(RichProgressBar):
     """Lightning's rich bar with the loss of the step, images per second and the latest scores, under short names.
+
+    Scores are those of held-out training images where there are any: whoever watches them chooses by them.
 
     In training the numbers change when `may_wait` allows it. Lightning would wait at every step for what is logged with
     `prog_bar=True`, so nothing is.
@@ -25,12 +28,12 @@ class Progress(RichProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         if trainer.training and not may_wait(trainer):
             return self.shown
+        metrics = trainer.callback_metrics
+        scores = [name for name in metrics if not name.startswith("train/") and not is_aside(name)]
+        held_out = [name for name in scores if name.startswith(VALIDATION)]
         names = {"train/loss_step": "loss", "train/images_per_s": "images/s"}
-        self.shown = {
-            names.get(name, name): float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name in names or not name.startswith(("train/", "embedding/", "pooled/"))
-        }
+        names |= {name: name.replace(VALIDATION, "val/") for name in held_out or scores}
+        self.shown = {names[name]: float(value) for name, value in metrics.items() if name in names}
         return self.shown
 
     def track(self, batches: Iterable[T], total: int, description: str) -> Iterator[T]:

@@ -14,8 +14,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from src.augmentations.functional import center_crop, normalize
 from src.augmentations.random import Augmentation
-from src.datamodules.store import Split, Store, class_balanced_draw, prepare_store, read_store
-from src.hints import MOST, Count, GreyDeviations, GreyLevels, Name, Pixels, Seed, Text
+from src.datamodules.store import Split, Store, class_balanced_draw, hold_out, prepare_store, read_store
+from src.hints import MOST, Count, GreyDeviations, GreyLevels, Name, Pixels, Seed, Share, Text
 
 Batch = dict[str, Tensor]
 BatchSize = Annotated[int, Interval(ge=2, le=MOST)]  # a loss over pairs of images needs two
@@ -71,6 +71,8 @@ class StoreDataModule(pl.LightningDataModule):
         batch_size: training images a step and rank, at least 2.
         eval_batch_size: images at once in evaluation; no result depends on it.
         limit: train on so many images, drawn evenly from the classes; None takes all.
+        validation: hold out this share of the labelled training images, or where the test classes are not trained on
+            of the training classes, and score it as the test images are (`hold_out`); None holds out nothing.
         gallery: whether the evaluation searches the training images.
         resident: hold the images in the accelerator's memory: `always`, `never`, or `auto`, where they fill less than
             a quarter of what is free.
@@ -93,12 +95,13 @@ class StoreDataModule(pl.LightningDataModule):
         resident: Literal["auto", "always", "never"],
         augmentation: Augmentation,
         seed: Seed,
+        validation: Share | None = None,
     ) -> None:
         super().__init__()
         self.name, self.path = name, Path(cache_dir).expanduser() / name
         self.image_size, self.batch_size, self.eval_batch_size = image_size, batch_size, eval_batch_size
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
-        self.limit, self.gallery, self.resident = limit, gallery, resident
+        self.limit, self.validation, self.gallery, self.resident = limit, validation, gallery, resident
         self.augmentation, self.seed = augmentation, seed
         self.store: Store | None = None
         self.views = 2
@@ -120,9 +123,13 @@ class StoreDataModule(pl.LightningDataModule):
         if self.store is not None:
             return
         self.store = read_store(self.path)
-        train = self.store.splits["train"]
-        limit = len(train) if self.limit is None else self.limit
-        self.train_rows = class_balanced_draw(train.labels, limit)
+        labels = self.store.splits["train"].labels
+        held = torch.zeros_like(labels, dtype=torch.bool)
+        if self.validation is not None:
+            held = hold_out(labels, self.validation, classes=self.unseen)
+        self.validation_rows, rest = held.nonzero().squeeze(1), (~held).nonzero().squeeze(1)
+        limit = len(rest) if self.limit is None else self.limit
+        self.train_rows = rest[class_balanced_draw(labels[rest], limit)]
 
     def check(self, ranks: int) -> None:
         """Raise a ValueError if the images are too small, or too few to fill one batch on each of `ranks`."""
@@ -137,6 +144,16 @@ class StoreDataModule(pl.LightningDataModule):
                 f"dataset.batch_size={self.batch_size} on {ranks} rank(s) is more than the {images} training images: "
                 f"set dataset.batch_size to {images // ranks} or less"
             )
+
+    @property
+    def unseen(self) -> bool:
+        """Whether no test image is of a training class.
+
+        The data says so and not the protocol, which may be another one when a run is scored again.
+        """
+        assert self.store is not None
+        train, test = (self.store.splits[name].labels for name in ("train", "test"))
+        return not torch.isin(test, train[train >= 0]).any()
 
     @property
     def train_labels(self) -> Tensor:
@@ -155,6 +172,12 @@ class StoreDataModule(pl.LightningDataModule):
         assert self.store is not None
         return self.store.splits["test"].labels
 
+    @property
+    def validation_labels(self) -> Tensor | None:
+        """Of the training images held out: `(V,)`; None where none are."""
+        assert self.store is not None
+        return None if self.validation is None else self.store.splits["train"].labels[self.validation_rows]
+
     def pair(self, companions: Tensor | None, views: int) -> None:
         """From now on draw the views of place i from the images `companions[i]`, `(N, V)`; None: `views` of image i."""
         assert self._training is not None, "the training loader comes first"
@@ -170,9 +193,11 @@ class StoreDataModule(pl.LightningDataModule):
         return self._loader(self._part("train", self.train_rows), self.eval_batch_size, shuffle=False)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """The query, the test images, and the gallery, clean training images, if asked for; no image is dropped."""
+        """The queries, test and held-out images, and the gallery, clean training images, if asked for; all of them."""
         assert self.store is not None
         sets = [self._part("test", torch.arange(len(self.store.splits["test"])))]
+        if self.validation is not None:
+            sets.append(self._part("train", self.validation_rows))
         if self.gallery:
             sets.append(self._part("train", self.train_rows[self.train_labels >= 0]))
         return [self._loader(part, self.eval_batch_size, shuffle=False) for part in sets]

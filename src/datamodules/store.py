@@ -206,3 +206,43 @@ def class_balanced_draw(labels: Tensor, count: int, seed: int = 0) -> Tensor:
     sizes = labels.unique(return_counts=True)[1]
     turn = torch.cat([torch.arange(size) for size in sizes.tolist()])
     return by_class[turn.argsort(stable=True)][:count].sort().values
+
+
+def hold_out(labels: Tensor, share: float, classes: bool) -> Tensor:
+    """Which training images to choose by instead of training on them, a `share` of the labelled ones: bool `(N,)`.
+
+    The draw does not depend on the run's seed, so that seeds are compared on the same images, and a smaller one is part
+    of a larger one.
+
+    Args:
+        labels: `(N,)`, -1 where there is none.
+        share: above 0 and below 1, rounded to whole images or classes.
+        classes: hold out whole classes, at least two, since in one there is nothing to tell apart, and leave at least
+            one; otherwise images, evenly from the classes, and leave at least one of each class.
+
+    Raises:
+        ValueError: nothing would be held out, or too little left.
+    """
+    labelled = (labels >= 0).nonzero().squeeze(1)
+    if not len(labelled):
+        raise ValueError(f"dataset.validation={share}: no training image has a label, so none can be scored")
+    known = labels[labelled].unique()
+    if classes:
+        count = max(2, round(share * len(known)))
+        if count >= len(known):
+            raise ValueError(
+                f"dataset.validation={share}: holds out {count} of {len(known)} training classes, which leaves none: "
+                "it needs three classes or more and a share that leaves one"
+            )
+        order = torch.randperm(len(known), generator=torch.Generator().manual_seed(0))
+        return torch.isin(labels, known[order[:count]])
+    count, most = round(share * len(labelled)), len(labelled) - len(known)
+    if not 1 <= count <= most:
+        raise ValueError(
+            f"dataset.validation={share}: holds out {count} of {len(labelled)} labelled training images: it must be at "
+            f"least 1, and at most {most}, so that each of the {len(known)} classes is trained on"
+        )
+    kept = class_balanced_draw(labels[labelled], len(known))  # one image of each class
+    free = labelled[~torch.isin(torch.arange(len(labelled)), kept)]
+    drawn = free[class_balanced_draw(labels[free], count)]
+    return torch.isin(torch.arange(len(labels)), drawn)

@@ -17,12 +17,12 @@ class Score(Metric):
         """The names of what `compute` returns."""
         raise NotImplementedError
 
-    def check(self, query_labels: Tensor, gallery_labels: Tensor | None) -> None:
-        """Raise a ValueError, before any training, for a test set or a gallery that cannot be scored."""
+    def check(self, query_labels: Tensor, gallery_labels: Tensor | None, query: str = "the test set") -> None:
+        """Raise a ValueError, before any training, for a `query` (its name) or a gallery that cannot be scored."""
         if query_labels.min() < 0:
-            raise ValueError(f"protocol.metrics.{self.key} needs labels, and the test set has images without one")
+            raise ValueError(f"protocol.metrics.{self.key} needs labels, and {query} has images without one")
         if len(query_labels.unique()) == 1:
             raise ValueError(
-                f"protocol.metrics.{self.key}: the test set has one class ({int(query_labels[0])}), and nothing to "
-                "tell apart: test on images of two or more"
+                f"protocol.metrics.{self.key}: {query} has one class ({int(query_labels[0])}), and nothing to tell "
+                "apart: it must have images of two or more"
             )

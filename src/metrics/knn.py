@@ -60,10 +60,10 @@ class WeightedKNN(Score):
     def scores(self) -> list[str]:
         return [f"top{top}" for top in self.top]
 
-    def check(self, query_labels: Tensor, gallery_labels: Tensor | None) -> None:
+    def check(self, query_labels: Tensor, gallery_labels: Tensor | None, query: str = "the test set") -> None:
         if gallery_labels is None:
             raise ValueError("protocol.metrics.knn searches a gallery: set protocol.gallery=true")
-        super().check(query_labels, gallery_labels)
+        super().check(query_labels, gallery_labels, query)
         gallery_size = len(gallery_labels)
         if not gallery_size:
             raise ValueError("protocol.metrics.knn: no training image has a label, so none can vote")

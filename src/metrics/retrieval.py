@@ -69,18 +69,16 @@ class Retrieval(Score):
     def scores(self) -> list[str]:
         return [*(f"R@{k}" for k in self.k), "mAP@R"]
 
-    def check(self, query_labels: Tensor, gallery_labels: Tensor | None) -> None:
-        super().check(query_labels, gallery_labels)
+    def check(self, query_labels: Tensor, gallery_labels: Tensor | None, query: str = "the test set") -> None:
+        super().check(query_labels, gallery_labels, query)
         most = len(query_labels) - 1
         if max(self.k) > most:
             raise ValueError(
-                f"protocol.metrics.retrieval.k={list(self.k)}: the test set has {len(query_labels)} images, "
+                f"protocol.metrics.retrieval.k={list(self.k)}: {query} has {len(query_labels)} images, "
                 f"choose numbers between 1 and {most}"
             )
         if not relevant_counts(query_labels).any():
-            raise ValueError(
-                "protocol.metrics.retrieval: no class of the test set has two images, nothing can be found"
-            )
+            raise ValueError(f"protocol.metrics.retrieval: no class of {query} has two images, nothing can be found")
 
     def update(self, query: Tensor, query_labels: Tensor) -> None:
         """Retrieve among `query` `(Q, D)`, unit norm."""

@@ -18,7 +18,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
         epochs = sorted(set(curves[0]).intersection(*curves))
         means = [sum(curve[epoch] for curve in curves) / len(curves) for epoch in epochs]
         axes.plot(epochs, means, marker=".", label=setting)
-    axes.set(xlabel="epoch (0: untrained)", ylabel=f"{results[0]['monitor']} (%)")
+    monitors = sorted({result["monitor"] for result in results})
+    axes.set(xlabel="epoch (0: untrained)", ylabel=f"{' or '.join(monitors)} (%)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)

@@ -7,6 +7,7 @@ from typing import Any
 from src.callbacks.history import History
 from src.datamodules.base import StoreDataModule
 from src.module import EmbeddingModule
+from src.reporting.results import chosen_on
 from src.running.hardware import describe_versions
 
 Config = Mapping[str, Any]  # resolved, in plain dicts
@@ -22,9 +23,11 @@ def announce(
 ) -> str:
     """Data, network, hardware, and the checkpoint that the run goes on from, in one line."""
     parameters = sum(parameter.numel() for parameter in module.parameters())
+    held_out = datamodule.validation_labels
     return (
-        f"{config['dataset']['name']}: {len(datamodule.train_labels):,} training and "
-        f"{len(datamodule.query_labels):,} test images; {choices['backbone']}, {parameters:,} parameters; "
+        f"{config['dataset']['name']}: {len(datamodule.train_labels):,} training"
+        + (f", {len(held_out):,} held-out" if held_out is not None else "")
+        + f" and {len(datamodule.query_labels):,} test images; {choices['backbone']}, {parameters:,} parameters; "
         f"{config['trainer']['precision']} on {facts['ranks']} x {facts.get('gpu', facts['cpu'])}"
         + ("; training labels are used" if module.method.supervised else "")
         + (f"; going on from {last}" if last else "")
@@ -36,15 +39,16 @@ def collect(
     choices: Mapping[str, Any],
     datamodule: StoreDataModule,
     module: EmbeddingModule,
+    monitor: str,
     history: History,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What `results.json` says of a run whose training has ended, but for its best epoch."""
+    """What `results.json` says of a run whose training has ended, but for its best epoch by `monitor`."""
     gallery = datamodule.gallery_labels
     return {
         "last": history.rows[-1],
         "untrained": history.rows[0],
-        "monitor": config["protocol"]["monitor"],
+        "monitor": monitor,
         "protocol": {
             "name": choices["protocol"],
             "preset": choices.get("experiment"),
@@ -52,6 +56,7 @@ def collect(
             "metrics": config["protocol"]["metrics"],
             "gallery": f"{len(gallery)} training images" if gallery is not None else None,
             "query": f"{len(datamodule.query_labels)} test images",
+            "validation": _held_out(datamodule),
             "labels_used": module.method.supervised,
             "method": config["method"],
         },
@@ -67,17 +72,28 @@ def collect(
     }
 
 
+def _held_out(datamodule: StoreDataModule) -> str | None:
+    labels = datamodule.validation_labels
+    if labels is None:
+        return None
+    if datamodule.unseen:
+        return f"{len(labels.unique())} of the training classes, {len(labels)} images"
+    return f"{len(labels)} of the training images"
+
+
 def summary(results: Mapping[str, Any]) -> str:
     """The scores before and after, a line each."""
-    lines = [f"{'':24}untrained     last     best"]
+    names = [name for name in results["last"] if name != "epoch" and name in results["untrained"]]
+    width = max(24, *map(len, names))
+    lines = [f"{'':{width}}untrained     last     best"]
     rows = [results[name] or {} for name in ("untrained", "last", "best")]
-    for name in results["last"]:
-        if name != "epoch" and name in results["untrained"]:
-            lines.append(f"{name:24}" + "".join(f"{row[name]:9.2f}" if name in row else f"{'-':>9}" for row in rows))
+    for name in names:
+        lines.append(f"{name:{width}}" + "".join(f"{row[name]:9.2f}" if name in row else f"{'-':>9}" for row in rows))
     best = f"epoch {results['best']['epoch']}" if results["best"] else "none, no epoch was scored in training;"
     lines.append(
         f"last: epoch {results['last']['epoch']}; best: {best} of {results['monitor']} "
-        f"({results['protocol']['space']}), chosen on the test images; {results['images_per_s']:.0f} images/s, "
+        f"({results['protocol']['space']}), chosen on {chosen_on(results['protocol'])}; "
+        f"{results['images_per_s']:.0f} images/s, "
         f"{results['wall_time_s']:.0f} s" + ("; training labels used" if results["protocol"]["labels_used"] else "")
     )
     return "\n".join(lines)

@@ -72,6 +72,11 @@ def check_results(results: Mapping[str, Any]) -> None:
         raise ValueError("it is not what a run's results are like")
 
 
+def chosen_on(protocol: Mapping[str, Any]) -> str:
+    """What the best epoch of a run is chosen on; runs from before `dataset.validation` do not say."""
+    return "held-out training images" if protocol.get("validation") else "the test images"
+
+
 def _counts(setting: str) -> bool:
     return setting == "seed" or not setting.startswith(ASIDE)
 

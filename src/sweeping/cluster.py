@@ -1,5 +1,6 @@
 """Jobs on a cluster of Ray's, by its own interface: `hydra/launcher=ray`."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class Ray(JobLauncher):
             raise ImportError("hydra/launcher=ray needs Ray: pip install '.[ray]'") from error
         if not ray.is_initialized():
             try:
-                ray.init(self.address, log_to_driver=False, include_dashboard=False, logging_level="warning")
+                ray.init(self.address, log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
             except ConnectionError as error:
                 raise ConnectionError(f"hydra.launcher.address={self.address}: {error}") from error
         there = ray.cluster_resources().get("GPU", 0)

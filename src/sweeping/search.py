@@ -122,8 +122,7 @@ def distribution(override: Override) -> Any:
 
     value = override.value()
     if isinstance(value, IntervalSweep):
-        assert value.start is not None and value.end is not None
-        kind = IntDistribution if isinstance(value.start, int) else FloatDistribution
+        kind: Any = IntDistribution if isinstance(value.start, int) else FloatDistribution
         return kind(value.start, value.end, log="log" in value.tags)
     choices = list(override.sweep_string_iterator())
     if isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.step, int):

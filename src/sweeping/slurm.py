@@ -17,7 +17,7 @@ NOTE = ".slurm"  # in a job's folder: Slurm's number of it
 class Slurm(JobLauncher):
     """Every job an element of an array, with a task for each of its devices on each of its nodes.
 
-    Before its time is over, or when it is preempted, a job writes a checkpoint, is put back into the queue, and goes on.
+    Before its time is over, or where it is preempted, a job writes a checkpoint, returns to the queue, and goes on.
     Jobs stay in the queue when the process that started them dies; the same command finds them there.
 
     Args:
@@ -103,7 +103,7 @@ class Slurm(JobLauncher):
             return None
         from submitit import SlurmJob
 
-        known = SlurmJob(job.sweep / "slurm", note.read_text())
+        known: Any = SlurmJob(job.sweep / "slurm", note.read_text())
         return None if known.done(force_check=True) else Submitted(job, known)
 
 

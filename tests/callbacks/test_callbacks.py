@@ -1,19 +1,24 @@
 """The callbacks on a trainer that extracts from two small loaders, against the metric computed apart."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
+from src.callbacks import history as history_module
 from src.callbacks.evaluation import Evaluation
 from src.callbacks.history import History, draw_curves
+from src.callbacks.progress import Progress
 from src.callbacks.steps import Steps
 from src.metrics.knn import WeightedKNN
+from src.metrics.retrieval import Retrieval
 
 
 class Lookup(pl.LightningModule):
@@ -76,12 +81,58 @@ def test_evaluation_scores_gallery_against_query_in_both_spaces(tmp_path: Path, 
         metric.update(*joined(query, first), *joined(gallery, first))
         expected[name] = metric.compute()["top1"].item()
     assert expected["embedding"] != expected["pooled"]
-    run = trainer(tmp_path, Evaluation({"knn": WeightedKNN(k=5), "wide": WeightedKNN(k=50)}, space))
+    run = trainer(tmp_path, Evaluation({"knn": WeightedKNN(k=5), "wide": WeightedKNN(k=50)}, space, "knn/top1"))
     for _ in range(2):  # nothing is left over from the first time
         run.validate(Lookup(), [loader(query), loader(gallery)], verbose=False)
         assert run.callback_metrics["knn/top1"] == pytest.approx(expected[space])
         assert run.callback_metrics[f"{other}/knn/top1"] == pytest.approx(expected[other])
         assert {"wide/top1", "wide/top5", f"{other}/wide/top1", f"{other}/wide/top5"} <= run.callback_metrics.keys()
+
+
+@pytest.mark.parametrize(("space", "other"), [("embedding", "pooled"), ("pooled", "embedding")])
+def test_held_out_images_are_scored_in_the_same_gallery(tmp_path: Path, space: str, other: str) -> None:
+    gallery, queries = split(50, 0), {"": split(23, 1), "validation/": split(31, 2)}
+    expected = {}
+    for prefix, query in queries.items():
+        for name, first in (("embedding", 0), ("pooled", 1)):
+            metric = WeightedKNN(k=5)
+            metric.update(*joined(query, first), *joined(gallery, first))
+            between = "" if name == space else f"{other}/"
+            expected[f"{prefix}{between}knn/top1"] = metric.compute()["top1"].item()
+    assert len(set(expected.values())) == 4
+    evaluation = Evaluation({"knn": WeightedKNN(k=5)}, space, "knn/top1", validation=True)
+    assert evaluation.monitor == "validation/knn/top1"
+    run = trainer(tmp_path, evaluation)
+    run.validate(Lookup(), [*map(loader, queries.values()), loader(gallery)], verbose=False)
+    found = {name: value.item() for name, value in run.callback_metrics.items() if name.endswith("top1")}
+    assert found == pytest.approx(expected)
+
+
+def test_held_out_images_are_scored_among_themselves(tmp_path: Path) -> None:
+    queries = {"": split(23, 1), "validation/": split(31, 2)}
+    run = trainer(tmp_path, Evaluation({"retrieval": Retrieval((1,))}, "embedding", "retrieval/R@1", validation=True))
+    run.validate(Lookup(), [loader(query) for query in queries.values()], verbose=False)
+    for prefix, query in queries.items():
+        metric = Retrieval((1,))
+        metric.update(*joined(query))
+        assert run.callback_metrics[f"{prefix}retrieval/mAP@R"] == pytest.approx(metric.compute()["mAP@R"].item())
+    assert run.callback_metrics["retrieval/mAP@R"] != run.callback_metrics["validation/retrieval/mAP@R"]
+
+
+def test_what_decides_is_named_without_its_set() -> None:
+    metrics = {"knn": WeightedKNN(k=5)}
+    assert Evaluation(metrics, "pooled", "embedding/knn/top5").monitor == "embedding/knn/top5"
+    with pytest.raises(ValueError, match=r"protocol.monitor=validation/knn/top1: must be one of knn/top1, knn/top5, e"):
+        Evaluation(metrics, "pooled", "validation/knn/top1", validation=True)
+
+
+def test_the_bar_shows_the_scores_to_choose_by() -> None:
+    scores = {"knn/top1": 1.0, "pooled/knn/top1": 2.0, "train/loss_step": 3.0, "train/loss": 4.0}
+    state: Any = SimpleNamespace(training=False, callback_metrics=scores)
+    module: Any = None
+    assert Progress().get_metrics(state, module) == {"knn/top1": 1.0, "loss": 3.0}
+    scores |= {"validation/knn/top1": 5.0, "validation/pooled/knn/top1": 6.0}
+    assert Progress().get_metrics(state, module) == {"val/knn/top1": 5.0, "loss": 3.0}
 
 
 class Unlink(pl.Callback):
@@ -97,7 +148,7 @@ def test_steps_and_history(tmp_path: Path) -> None:
     history = History()
     run = trainer(
         tmp_path,
-        Evaluation({"knn": WeightedKNN(k=5)}, "embedding"),
+        Evaluation({"knn": WeightedKNN(k=5)}, "embedding", "knn/top1"),
         Steps(),
         history,
         Unlink(),
@@ -132,3 +183,19 @@ def test_curves_replace_the_file_whole(tmp_path: Path) -> None:
     for rows in ([{"epoch": 0, "knn/top1": 10.0}], [{"epoch": 0, "knn/top1": 10.0}, {"epoch": 1, "train/loss": 1.0}]):
         draw_curves(rows, tmp_path / "curves.png")
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_held_out_scores_have_a_panel_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(history_module, "Figure", lambda **options: figures.append(Figure(**options)) or figures[-1])
+    row = {"epoch": 1, "knn/top1": 10.0, "pooled/knn/top1": 11.0, "train/loss": 1.0, "train/lr": 0.1}
+    if held_out:
+        row |= {"validation/knn/top1": 12.0, "validation/pooled/knn/top1": 13.0}
+    draw_curves([row], tmp_path / "curves.png")
+    drawn = [[(line.get_label(), line.get_linestyle()) for line in axes.lines] for axes in figures[0].axes]
+    validation = [("validation/knn/top1", "-"), ("validation/pooled/knn/top1", "--")]
+    tested = [("knn/top1", "-"), ("pooled/knn/top1", "--")]
+    assert drawn == [tested, *[validation] * held_out, [("train/loss", "-")]]

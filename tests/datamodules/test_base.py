@@ -123,9 +123,72 @@ def test_limit_draws_evenly_and_indexes_from_zero(tmp_path: Path) -> None:
     assert gallery["label"].bincount().tolist() == [2, 2, 2]
 
 
+def scored(datamodule: StoreDataModule) -> list[tuple[Tensor, Tensor]]:
+    """Of each set that is scored the images, `(N, 3, 8, 8)` as the network sees them, and the labels."""
+    sets = []
+    for number, loader in enumerate(datamodule.val_dataloader()):
+        batches = [datamodule.on_after_batch_transfer(batch, number) for batch in loader]
+        sets.append((torch.cat([b["image"] for b in batches]), torch.cat([b["label"] for b in batches])))
+    return sets
+
+
+@pytest.mark.parametrize("limit", [None, 9])
+def test_held_out_images_are_scored_and_nothing_else(tmp_path: Path, limit: int | None) -> None:
+    small_store(tmp_path / "store")
+    splits = read_store(tmp_path / "store").splits
+    plain: dict[str, Any] = {"mean": [0.0] * 3, "std": [1.0] * 3, "augmentation": Augmentation(8)}
+    datamodule = ready(tmp_path, validation=0.3, limit=limit, **plain)
+    held, trained = datamodule.validation_rows, datamodule.train_rows
+    assert splits["train"].labels[held].bincount().tolist() == [2, 2, 2]
+    assert len(trained) == (limit or 14)
+    assert not set(held.tolist()) & set(trained.tolist())
+    assert torch.equal(ready(tmp_path, validation=0.3, seed=7).validation_rows, held), "the same for every seed"
+
+    (tests, _), (validation, labels), (gallery, gallery_labels) = scored(datamodule)
+    assert len(tests) == 11
+    for images, rows in ((validation, held), (gallery, trained)):
+        assert torch.equal(images, splits["train"].images[rows].permute(0, 3, 1, 2).float())
+    assert datamodule.validation_labels is not None
+    assert datamodule.gallery_labels is not None
+    assert torch.equal(labels, datamodule.validation_labels)
+    assert torch.equal(gallery_labels, datamodule.gallery_labels)
+    clean = torch.cat([batch["image"] for batch in datamodule.clean_dataloader()])
+    assert torch.equal(clean, splits["train"].images[trained])
+
+    module = fit(datamodule, 2, tmp_path / "a.ckpt")
+    for _, index, views in module.batches:
+        expected = splits["train"].images[trained[index]].repeat(2, 1, 1, 1)
+        assert torch.equal(views.permute(0, 2, 3, 1), expected.float())
+
+
+def test_nothing_is_held_out_unasked(tmp_path: Path) -> None:
+    small_store(tmp_path / "store")
+    datamodule = ready(tmp_path)
+    assert datamodule.validation_labels is None
+    assert len(datamodule.val_dataloader()) == 2
+    assert datamodule.train_rows.tolist() == list(range(20))
+
+
+def test_where_test_classes_are_unseen_classes_are_held_out(tmp_path: Path) -> None:
+    small_store(tmp_path / "store", train=40, classes=8, unseen=True)
+    datamodule = ready(tmp_path, validation=0.4, gallery=False)
+    assert datamodule.unseen
+    assert datamodule.validation_labels is not None
+    held, trained = (set(labels.tolist()) for labels in (datamodule.validation_labels, datamodule.train_labels))
+    assert (len(held), len(trained)) == (3, 5)
+    assert held | trained == set(range(8))
+    assert (len(datamodule.validation_labels), len(datamodule.train_labels)) == (15, 25)
+    _, (images, labels) = scored(datamodule)
+    assert torch.equal(labels, datamodule.validation_labels)
+    assert len(images) == 15
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"validation": 0.01}, "dataset.validation=0.01: holds out 0 of 20"),
+        ({"validation": 0.3, "limit": 15}, "dataset.limit=15: the training set has 14 images"),
+        ({"validation": 0.85}, "dataset.batch_size=4 .* 3 training images"),
         ({"batch_size": 21}, "dataset.batch_size=21 .* 20 training images.*to 20 or less"),
         ({"limit": 21}, "dataset.limit=21"),
         ({"limit": 3}, "dataset.batch_size=4 .* 3 training images"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from src.datamodules import store as store_module
-from src.datamodules.store import class_balanced_draw, first_copies, prepare_store, read_store, write_split
+from src.datamodules.store import class_balanced_draw, first_copies, hold_out, prepare_store, read_store, write_split
 from tests.conftest import ROOT, small_store
 
 
@@ -277,3 +277,49 @@ def test_balanced_draw() -> None:
     for count in (0, 84):
         with pytest.raises(ValueError, match=f"dataset.limit={count}.*1 to 83"):
             class_balanced_draw(labels, count)
+
+
+def test_held_out_images_are_drawn_evenly_and_every_class_keeps_one() -> None:
+    labels = torch.tensor([-1] * 7 + [0] * 50 + [1] * 30 + [2] * 3 + [3])
+    held = hold_out(labels, 0.2, classes=False)
+    assert held.dtype == torch.bool
+    assert held.shape == labels.shape
+    assert not held[labels < 0].any()
+    assert labels[held].bincount().tolist() == [8, 7, 2], "17 of 84, and one image of each class is kept"
+    torch.manual_seed(5)
+    assert torch.equal(hold_out(labels, 0.2, classes=False), held), "one draw for every run"
+    assert not (held & ~hold_out(labels, 0.3, classes=False)).any(), "a smaller share is part of a larger one"
+    most = hold_out(labels, 80 / 84, classes=False)
+    assert labels[~most].tolist() == [-1] * 7 + [0, 1, 2, 3]
+    assert hold_out(labels, 1 / 84, classes=False).sum() == 1
+
+
+def test_held_out_classes_are_whole() -> None:
+    labels = torch.cat([torch.arange(10).repeat_interleave(torch.arange(1, 11)) + 3, torch.tensor([-1, -1])])
+    for share, count in ((0.3, 3), (0.01, 2), (0.94, 9)):
+        held = hold_out(labels, share, classes=True)
+        classes = labels[held].unique()
+        assert len(classes) == count
+        assert torch.equal(held, torch.isin(labels, classes))
+        assert classes.min() >= 0
+        torch.manual_seed(count)
+        assert torch.equal(hold_out(labels, share, classes=True), held), "one draw for every run"
+    assert classes.tolist() != list(range(3, 12)), "not merely the first"
+    assert not (hold_out(labels, 0.3, classes=True) & ~held).any(), "a smaller share is part of a larger one"
+
+
+@pytest.mark.parametrize(
+    ("labels", "share", "classes", "message"),
+    [
+        ([-1, -1], 0.5, False, "dataset.validation=0.5: no training image has a label"),
+        ([-1, -1], 0.5, True, "dataset.validation=0.5: no training image has a label"),
+        ([0, 0, 0, 1, 1, -1], 0.05, False, "dataset.validation=0.05: holds out 0 of 5 .* at least 1, and at most 3"),
+        ([0, 0, 0, 1, 1, -1], 0.8, False, "holds out 4 of 5 labelled .* at most 3, .* each of the 2 classes"),
+        ([0, 1, 2], 0.4, False, "holds out 1 of 3 labelled .* at most 0, "),
+        ([0, 0, 1, 1, -1], 0.1, True, "dataset.validation=0.1: holds out 2 of 2 training classes, .* leaves none"),
+        ([0, 1, 2, 3], 0.9, True, "holds out 4 of 4 training classes"),
+    ],
+)
+def test_what_cannot_be_held_out_is_named(labels: list[int], share: float, classes: bool, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hold_out(torch.tensor(labels), share, classes)

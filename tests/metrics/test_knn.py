@@ -93,6 +93,8 @@ def test_k_larger_than_the_gallery_is_an_error() -> None:
 def test_a_test_set_of_one_class_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"metrics.knn: the test set has one class \(2\), and nothing to tell apart"):
         WeightedKNN(k=1).check(torch.full((3,), 2), torch.arange(10))
+    with pytest.raises(ValueError, match=r"metrics.knn: the validation set has one class \(2\)"):
+        WeightedKNN(k=1).check(torch.full((3,), 2), torch.arange(10), "the validation set")
 
 
 def test_unlabelled_images_cannot_vote() -> None:

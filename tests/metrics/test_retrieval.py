@@ -86,3 +86,5 @@ def test_queries_alone_in_their_class_do_not_count() -> None:
 def test_impossible_test_sets_are_named(labels: list[int], k: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Retrieval(k).check(torch.tensor(labels), None)
+    with pytest.raises(ValueError, match=message.replace("test", "validation")):
+        Retrieval(k).check(torch.tensor(labels), None, "the validation set")
