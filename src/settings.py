@@ -73,6 +73,7 @@ OTHERS: Mapping[str, Group] = {
         "max_epochs": Whole,
         "accelerator": Accelerator,
         "devices": Devices,
+        "num_nodes": Count,
         "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"],
         "check_val_every_n_epoch": Count,
         "log_every_n_steps": Count,

@@ -1,6 +1,7 @@
 """A search for the settings that score best on held-out images: `hydra/sweeper=optuna`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ class Search(Grid):
             )
 
         def job_of(values: Mapping[str, Any]) -> Job:
-            (job,) = make_jobs(self.config, self.loader, [[*fixed, *(f"{key}={values[key]}" for key in space)]])
-            return job
+            (job,) = make_jobs(self.config, self.loader, [[*fixed, *(spelled(key, values[key]) for key in space)]])
+            return replace(job, common=frozenset(fixed))
 
         sweep = job_of({key: next(_examples(one)) for key, one in space.items()}).sweep  # which checks the settings
         study = open_study(sweep, fixed, self.seed, self.prune)
@@ -83,8 +84,8 @@ class Search(Grid):
         conclude(sweep, done)
         if any(trial.state == TrialState.COMPLETE for trial in study.trials):
             best = study.best_trial
-            chosen = " ".join(f"{key}={value}" for key, value in best.params.items())
-            print(f"best of {len(study.trials)} trials: {chosen}, {best.value:.2f}; {job_of(best.params).folder}")
+            job = job_of(best.params)
+            print(f"best of {len(study.trials)} trials, {best.value:.2f}: {job.label}\n{job.folder}")
 
 
 def open_study(sweep: Path, fixed: Sequence[str], seed: int, prune: bool) -> Any:
@@ -128,6 +129,11 @@ def distribution(override: Override) -> Any:
     if isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.step, int):
         return IntDistribution(int(choices[0]), int(choices[-1]), step=value.step)
     return CategoricalDistribution(choices)
+
+
+def spelled(key: str, value: Any) -> str:
+    """The override that a trial's run is made with: four digits of a number are enough."""
+    return f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
 
 
 def _is_range(override: Override) -> bool:
