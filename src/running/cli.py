@@ -2,14 +2,14 @@
 
 import functools
 import os
-import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import ParamSpec, TypeVar
 
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from src.running import signals
 
 FULL = "HYDRA_FULL_ERROR"
 SHOWN = os.environ.get(FULL, "0") == "1"  # every error with its traceback
@@ -21,12 +21,11 @@ R = TypeVar("R")
 def run(main: Callable[[], object]) -> None:
     """Call a command; a mistake is told in one line with status 1, or as a traceback with HYDRA_FULL_ERROR=1.
 
-    Ctrl-C and SIGTERM end it with 130 and 143, as soon as what is being done has closed its files; a second ends it
-    at once. A reader that goes away (`--help | head`) is no error.
+    Ctrl-C, SIGTERM and SIGUSR1 end it with 130, 143 and 138, as soon as what is being done has closed its files, and a
+    training when its step is done and kept (`src.callbacks.checkpoints`); a second one does not wait for that. A reader
+    that goes away (`--help | head`) is no error.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell sets it for what runs in the background
-            signal.signal(number, _stop)
+    signals.listen()
     os.environ[FULL] = "1"  # Hydra hands errors on instead of printing its own shortened traceback
     try:
         telling_mistakes(main)()
@@ -85,8 +84,3 @@ def _one_line(error: BaseException) -> str:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
-    raise SystemExit(128 + number)
