@@ -41,6 +41,8 @@ class Checkpoints(Checkpoint):
             self._keep_best(trainer, Path(trainer.ckpt_path))
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.ends:  # now that the loggers have the step before
+            signals.leave()
         signals.instead(_wait if trainer.is_global_zero else lambda number: None)
 
     def on_train_batch_end(
@@ -48,14 +50,14 @@ class Checkpoints(Checkpoint):
     ) -> None:
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         meet = trainer.world_size == 1 or may_wait(trainer)
-        if stepped and meet and not trainer.is_last_batch and _asked(trainer):
+        self.ends = stepped and meet and not trainer.is_last_batch and _asked(trainer)
+        if self.ends:
             self._save(trainer)
-            signals.leave()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._keep_best(trainer, self._save(trainer))
         self.ends = _asked(trainer)
-        trainer.should_stop |= self.ends  # once the loggers have the epoch
+        trainer.should_stop |= self.ends
         signals.instead(None)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

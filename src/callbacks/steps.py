@@ -63,8 +63,8 @@ class Steps(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        kept = checkpoint["steps"]
-        self.sums, self.steps = defaultdict(float, kept["sums"]), kept["steps"]
+        if kept := checkpoint.get("steps"):  # none in what was written before there were any within an epoch
+            self.sums, self.steps = defaultdict(float, kept["sums"]), kept["steps"]
 
     def _settle(self, epoch: int, pl_module: pl.LightningModule) -> None:
         """Read what is unread, and see that the weights are finite."""
