@@ -115,4 +115,7 @@ def make_trainer(
         use_distributed_sampler=False,  # the datamodule brings its own
         enable_model_summary=False,
     )
+    # The signals are ours (`src.running.signals`): Lightning would answer SIGTERM with an exchange between ranks, which
+    # the others need not be ready for, and under Slurm SIGUSR1 with a checkpoint and a job of its own.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer

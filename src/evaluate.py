@@ -50,7 +50,7 @@ def main(config: DictConfig) -> None:
     )
     trainer.validate(module, datamodule, verbose=False)
     written = (runs.read_results(folder).get(which) or {}) if (folder / "results.json").exists() else {}
-    print(f"{folder}, {which} checkpoint of epoch {checkpoint['epoch'] + 1}")
+    print(f"{folder}, {which} checkpoint of {checkpoints.describe(checkpoint)}")
     width = max(24, *map(len, trainer.callback_metrics))
     for name, value in trainer.callback_metrics.items():
         note = f"  results.json: {written[name]:.4f}" if name in written else ""

@@ -64,6 +64,7 @@ class EmbeddingModule(pl.LightningModule):
         self.head = Head(int(backbone.num_features), embedding_dim)  # type: ignore[arg-type]
         self.make_optimizer, self.milestones, self.factors = optimizer, milestones, [1.0, *factors]
         self.seed = seed
+        self.seen: list[tuple[Tensor, Tensor]] = []  # since the optimizer's last step
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images `(B, 3, H, W)` to pooled features `(B, F)` and unit-norm embeddings `(B, D)`."""
@@ -77,11 +78,15 @@ class EmbeddingModule(pl.LightningModule):
         embeddings = self.head(features) if self.method.unit_norm else self.head.project(features)
         with torch.autocast(self.device.type, enabled=False):  # the loss takes its products in float32
             terms = self.method(embeddings, batch["index"])
-        self.seen = embeddings.detach(), batch["index"]
+        self.seen.append((embeddings.detach(), batch["index"]))
         return {"loss": terms["loss"], "terms": {name: term.detach() for name, term in terms.items()}}
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.method.after_step(*self.seen)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step, and what the method remembers of it: before any callback may write a checkpoint of the two."""
+        super().optimizer_step(*args, **kwargs)
+        for embeddings, index in self.seen:
+            self.method.after_step(embeddings, index)
+        self.seen.clear()
 
     def on_validation_epoch_start(self) -> None:
         broadcast_buffers(self)

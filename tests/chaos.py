@@ -1,7 +1,9 @@
 """Real runs killed at random moments, which must end as if nothing had happened: `make chaos`.
 
-For each method, on one rank and on two, a run is left alone; others are killed with SIGKILL, once or twice each: at a
-random moment, or as a checkpoint, the config or the results are being written; and then called again until they end.
+For each method, on one rank and on two, a run is left alone; others are cut off, once or twice each, and then called
+again until they end: killed with SIGKILL, at a random moment or as a checkpoint, the config or the results are being
+written; or asked to end by SIGTERM or SIGUSR1 at a random moment, sometimes the whole group of processes, which must end
+with the signal's status.
 History, weights and optimiser must equal those of the run left alone bit for bit, and `best.ckpt` its row. TMPDIR is on
 another file system where there is one. Each run is forked from a process that has imported torch already.
 """
@@ -24,15 +26,26 @@ from typing import Any
 
 import torch
 
+from src.running.checkpoints import describe, load
+
 METHODS = {
     "invariant_spreading": ["method=invariant_spreading"],
     "nearest": ["method=invariant_spreading", "method.positives=nearest"],
     "nce": ["method=nce", "method.noise=64"],
     "deepcluster": ["method=deepcluster", "method.clusters=10", "method.pca=16"],
 }
-SMALL = ["dataset.limit=200", "protocol.metrics.knn.k=20", "trainer.max_epochs=5", "logger=csv"]
-RANKS = {1: [], 2: ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=64"]}
+SMALL = [
+    "dataset.limit=200",
+    "dataset.batch_size=16",
+    "trainer.log_every_n_steps=3",
+    "protocol.metrics.knn.k=20",
+    "trainer.max_epochs=4",
+    "logger=csv",
+]
+RANKS = {1: [], 2: ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=8"]}
 WRITES = ("checkpoints/.last.ckpt.partial", "checkpoints/.best.ckpt.partial", ".config.yaml.*", ".results.json.*")
+ASKED = {"SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1}
+WAYS = ("any time", "any time", *WRITES, *ASKED, *ASKED, *ASKED)
 TIMES = ("train/images_per_s", "train/refresh_s")  # of no matter
 
 
@@ -63,12 +76,17 @@ def alive(child: int) -> bool:
 
 
 def kill(folder: Path, arguments: list[str], log: Path, longest: float, how: str) -> str | None:
-    """Start a run and kill it as `how` says; says what was being done, or None where it had ended before."""
+    """Start a run and cut it off as `how` says; says what was being done, or None where it had ended before.
+
+    Raises:
+        ValueError: it did not end as a signal asked it to.
+    """
+    timed = how not in WRITES
     child = start(arguments, log)
-    until = time.monotonic() + (random.uniform(0, longest) if how == "any time" else 20 * longest)
+    until = time.monotonic() + (random.uniform(0, longest) if timed else 20 * longest)
     pass_by, writing = random.randrange(4), False
     while time.monotonic() < until:
-        before, writing = writing, how != "any time" and any(folder.glob(how))
+        before, writing = writing, not timed and any(folder.glob(how))
         if writing and not before:
             pass_by -= 1
             if pass_by < 0 or "checkpoints" not in how:  # the others are written once
@@ -76,10 +94,18 @@ def kill(folder: Path, arguments: list[str], log: Path, longest: float, how: str
         if not alive(child):
             return None
         time.sleep(0.0002)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    trained = any((folder / "checkpoints" / f"{name}.ckpt").exists() for name in ("last", "previous"))
-    return f"{how}, {'after' if trained else 'before'} the first checkpoint"
+    if number := ASKED.get(how):
+        random.choice((os.kill, os.killpg))(child, number)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == 0:
+            return None
+        if code not in (128 + number, -number):  # the latter before it listened
+            raise ValueError(f"{how} ended it with {code}:\n{log.read_text()[-2000:]}")
+    else:
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    last = folder / "checkpoints" / "last.ckpt"
+    return f"{how}, {describe(load(last)) if last.exists() else 'no checkpoint'}"
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -132,8 +158,7 @@ def torture(name: str, ranks: int, kills: int, place: Path) -> int:
         arguments = [*settings, f"run_dir={folder}"]
         killed = []
         for _ in range(random.choice((1, 1, 2))):
-            how = random.choice(("any time", "any time", *WRITES))
-            killed.append(kill(folder, arguments, log, longest, how))
+            killed.append(kill(folder, arguments, log, longest, random.choice(WAYS)))
         done += sum(how is not None for how in killed)
         status = 0
         if not (folder / "results.json").exists():

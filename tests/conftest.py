@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from torch.nn.functional import normalize
 
 from src.augmentations.random import Augmentation
 from src.datamodules.store import prepare_store, write_split
+from src.running import signals
 
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -30,6 +32,18 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(autouse=True)
 def _two_threads() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+
+
+@pytest.fixture
+def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process takes signals as a command does, until the test is over."""
+    before = {number: signal.getsignal(number) for number in signals.NUMBERS}
+    monkeypatch.setattr(signals, "_asked", 0)
+    monkeypatch.setattr(signals, "_instead", None)
+    signals.listen()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @dataclass

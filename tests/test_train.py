@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from src.running import checkpoints
+from tests.chaos import differences, outcome
 from tests.conftest import ROOT, Run
 
 QUICK = ("dataset.limit=300", "protocol.metrics.knn.k=20", "trainer.max_epochs=1", "logger=none")
@@ -147,8 +149,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(run: Run, tmp_path: Pat
     assert learned(folder) == learned(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("number", "status", "ranks"),
+    [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGUSR1, 138, 1), (signal.SIGINT, 130, 2)],
+)
 def test_an_interrupted_run_says_how_to_go_on(
     tmp_path: Path, cache: Path, number: signal.Signals, status: int, ranks: int
 ) -> None:
@@ -172,7 +176,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert process.returncode == status
     assert "Traceback" not in errors
     line = next(line for line in output.splitlines() if line.startswith("Not finished"))
-    going_on = line.split("goes on from the last epoch: ")[1]
+    going_on = line.split("goes on from the last checkpoint: ")[1]
     assert going_on.startswith("python -m src.train dataset.limit=300")
     assert going_on.endswith(f"run_dir={tmp_path / 'run'}")
     assert len(children) >= ranks - 1
@@ -180,6 +184,42 @@ def test_an_interrupted_run_says_how_to_go_on(
     while any(Path(f"/proc/{pid}").exists() for pid in children):
         assert time.monotonic() < deadline, "a rank is left alive"
         time.sleep(0.05)
+
+
+def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, tmp_path: Path, cache: Path) -> None:
+    """A signal to the whole group of processes, as Slurm sends it: the ranks agree on the step, and rank 0 writes."""
+    ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=8", "dataset.limit=240")
+    arguments = [*QUICK[1:2], *ranks, "input.size=16", "method.positives=nearest", "trainer.log_every_n_steps=1"]
+    arguments += ["trainer.max_epochs=2", "logger=csv"]
+    assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
+
+    folder = tmp_path / "ended"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.train", *arguments, f"run_dir={folder}"],
+        cwd=ROOT,
+        env=os.environ | {"ISIF_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = folder / "metrics.csv"
+    while not metrics.exists() or "16" not in [row["step"] for row in csv.DictReader(metrics.open())]:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert "Not finished" in output
+    checkpoint = checkpoints.load(checkpoints.path_of(folder, "last"))
+    assert checkpoints.describe(checkpoint).startswith("epoch 2, which is not whole yet"), "15 steps an epoch"
+    scored = run("src.evaluate", f"run={folder}")
+    assert "last checkpoint of epoch 2, which is not whole yet, after" in scored.stdout, scored.stderr
+
+    done = run("src.train", *arguments, f"run_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    expected, found = outcome(tmp_path / "whole"), outcome(folder)
+    assert differences(expected, found) == []
 
 
 def test_a_finished_run_that_was_moved_takes_more_epochs(run: Run, tmp_path: Path) -> None:

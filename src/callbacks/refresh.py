@@ -19,15 +19,21 @@ class Refresh(pl.Callback):
     """Calls the method's `on_epoch_start` and hands its companions to the datamodule.
 
     Logs the time it takes as `train/refresh_s`, apart from training. What it draws depends on seed and epoch alone, so
-    a resumed run goes on as the whole run would have.
+    a resumed run goes on as the whole run would have. A checkpoint within an epoch has its companions, since what
+    follows from the network as it was at the epoch's start could not be found again.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self.companions: Tensor | None = None  # of the epoch that is being trained
+        self.seconds = 0.0  # that its passes took, with all that the method made of them
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.fit_loop.restarted_mid_epoch:
+            self._pair(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         method: Any = pl_module.method
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         looked = False
 
         def look(*, raw: bool = False) -> tuple[Tensor, Tensor]:
@@ -38,14 +44,29 @@ class Refresh(pl.Callback):
         started = time.perf_counter()
         key = np.random.SeedSequence([self.seed, trainer.current_epoch])
         generator = torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        companions = method.on_epoch_start(look, generator)
-        datamodule.pair(companions, method.views)
+        self.companions = method.on_epoch_start(look, generator)
+        self._pair(trainer, pl_module)
         if method.restarts:
             for parameter in method.parameters():
                 for optimizer in trainer.optimizers:
                     optimizer.state.pop(parameter, None)
-        if looked:
-            pl_module.log("train/refresh_s", time.perf_counter() - started, on_step=False, on_epoch=True, batch_size=1)
+        self.seconds = time.perf_counter() - started if looked else 0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.seconds:
+            pl_module.log("train/refresh_s", self.seconds, batch_size=1)
+        self.companions = None
+
+    def _pair(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        method: Any = pl_module.method
+        datamodule.pair(self.companions, method.views)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"companions": self.companions, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.companions, self.seconds = state_dict["companions"], state_dict["seconds"]
 
 
 @torch.no_grad()

@@ -18,16 +18,26 @@ class Steps(pl.Callback):
     It reads the device only when `may_wait` allows, the steps since the last time at once. Lightning would keep its
     means at every step, which takes it longer than all else that it does in one.
 
+    A checkpoint has the sums of its epoch so far; images per second are counted anew where a run goes on within one.
+
     Raises:
         FloatingPointError: the loss of a step is not finite, the message names the first such step and its batch; or
-            a weight is not, at the end of an epoch.
+            a weight is not, at the end of an epoch or in what is to be a checkpoint.
     """
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.start, self.images, self.steps = time.perf_counter(), 0, 0
-        self.unread: list[tuple[int, int, Tensor, dict[str, Tensor]]] = []  # step, batch, images and terms
+    def __init__(self) -> None:
         self.sums: defaultdict[str, float] = defaultdict(float)
+        self.steps = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.start, self.images = time.perf_counter(), 0
+        self.unread: list[tuple[int, int, Tensor, dict[str, Tensor]]] = []  # step, batch, images and terms
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_train_start(trainer, pl_module)
+        self.sums.clear()
+        self.steps = 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -40,14 +50,28 @@ class Steps(pl.Callback):
             pl_module.log_dict(latest, on_step=True, on_epoch=False, batch_size=1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.unread:  # the training ends within the epoch
-            self._read(trainer.current_epoch)
-        if not all(parameter.isfinite().all() for parameter in pl_module.parameters()):
-            raise FloatingPointError(
-                f"the weights are no longer finite after epoch {trainer.current_epoch + 1}: lower optimizer.lr"
-            )
+        self._settle(trainer.current_epoch, pl_module)
         means = {f"train/{name}": total / self.steps for name, total in self.sums.items()}
         pl_module.log_dict(means | {"train/lr": self.lr}, batch_size=1)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._settle(trainer.current_epoch, pl_module)
+        checkpoint["steps"] = {"sums": dict(self.sums), "steps": self.steps}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if kept := checkpoint.get("steps"):  # none in what was written before there were any within an epoch
+            self.sums, self.steps = defaultdict(float, kept["sums"]), kept["steps"]
+
+    def _settle(self, epoch: int, pl_module: pl.LightningModule) -> None:
+        """Read what is unread, and see that the weights are finite."""
+        if self.unread:
+            self._read(epoch)
+        if not all(parameter.isfinite().all() for parameter in pl_module.parameters()):
+            raise FloatingPointError(f"the weights are no longer finite in epoch {epoch + 1}: lower optimizer.lr")
 
     def _read(self, epoch: int) -> dict[str, float]:
         """Wait for what is unread, add it up, and return the terms of the last step."""

@@ -1,6 +1,7 @@
 """The LightningDataModule behind every dataset: whole batches from a store, paired views on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,6 +49,23 @@ class BatchedSplit(Dataset[Batch]):
         row = self.rows[row]
         batch = {"index": index, "label": self.split.labels[row[: len(index)]]}
         return batch | ({"row": row} if self.on_device else {"image": self.split.images[row]})
+
+
+class Order(DistributedSampler[Any]):
+    """The places of an epoch in its order, from the one on where the epoch stands.
+
+    Args:
+        split: whose places.
+        passed: says how many places of the rank the epoch has passed already, when a pass begins.
+        options: of torch's sampler.
+    """
+
+    def __init__(self, split: BatchedSplit, passed: Callable[[], int], **options: Any) -> None:
+        super().__init__(split, **options)
+        self.passed = passed
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(super().__iter__(), self.passed(), None)
 
 
 def _whole(batch: Any) -> Any:
@@ -209,9 +227,9 @@ class StoreDataModule(pl.LightningDataModule):
     def _loader(self, dataset: BatchedSplit, batch_size: int, shuffle: bool) -> DataLoader[Batch]:
         # One process is a world of one: the order depends on seed and epoch alone, so that a resumed run sees it again.
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            dataset, num_replicas=world, rank=rank, shuffle=shuffle, seed=self.seed, drop_last=shuffle
-        )
+        passed = (lambda: batch_size * self._batches()) if shuffle else (lambda: 0)
+        options = {"num_replicas": world, "rank": rank, "shuffle": shuffle, "seed": self.seed, "drop_last": shuffle}
+        sampler = Order(dataset, passed, **options)
         return DataLoader(
             dataset,
             batch_size=batch_size,
@@ -220,6 +238,10 @@ class StoreDataModule(pl.LightningDataModule):
             collate_fn=_whole,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _batches(self) -> int:
+        """How many batches the running epoch has had; those of a run that goes on with it count."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
 
     def _hold_on_device(self, split: str) -> bool:
         """Whether the split's images live on the accelerator; moves them there the first time."""
@@ -263,6 +285,5 @@ class StoreDataModule(pl.LightningDataModule):
     def _generator(self) -> torch.Generator:
         """A generator that depends on seed, epoch, step and rank alone, so that a resumed run draws the same views."""
         assert self.trainer is not None
-        step = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        key = np.random.SeedSequence([self.seed, self.trainer.current_epoch, step, self.trainer.global_rank])
+        key = np.random.SeedSequence([self.seed, self.trainer.current_epoch, self._batches(), self.trainer.global_rank])
         return torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))

@@ -30,17 +30,27 @@ def find_last(folder: Path, max_epochs: int) -> Path | None:
     for path in (path_of(folder, name) for name in NAMES):
         if path.exists():
             try:
-                epochs = load(path)["epoch"] + 1
+                epochs = load(path)["epoch"] + 1  # with the one that is not whole
             except ValueError as error:
                 print(error, flush=True)
                 damage = error
                 continue
             if epochs > max_epochs:
-                raise ValueError(f"trainer.max_epochs={max_epochs}: the run in {folder} has trained {epochs} already")
+                raise ValueError(
+                    f"trainer.max_epochs={max_epochs}: the run in {folder} has come to epoch {epochs} already"
+                )
             return path
     if damage:
         raise damage
     return None
+
+
+def describe(checkpoint: dict[str, Any]) -> str:
+    """Which epoch a checkpoint is of, and of how many of its batches where it is not yet whole."""
+    loops = checkpoint["loops"]["fit_loop"]
+    whole = loops["epoch_progress"]["current"]["processed"] > checkpoint["epoch"]
+    batches = loops["epoch_loop.batch_progress"]["current"]["processed"]
+    return f"epoch {checkpoint['epoch'] + 1}" + ("" if whole else f", which is not whole yet, after {batches} batches")
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -5,13 +5,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import ParamSpec, TypeVar
 
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from src.running.ranks import end_with
+from src.running import signals
 
 FULL = "HYDRA_FULL_ERROR"
 PARENT = "ISIF_PARENT"  # the process that a job of a sweep ends with
@@ -26,17 +25,15 @@ def run(main: Callable[[], object], overrides: bool = True) -> None:
 
     Its arguments are Hydra's `overrides`, or not.
 
-    Ctrl-C and SIGTERM end it with 130 and 143, as soon as what is being done has closed its files; a second ends it
-    at once. A reader that goes away (`--help | head`) is no error.
+    Ctrl-C, SIGTERM and SIGUSR1 end it with 130, 143 and 138, as soon as what is being done has closed its files, and a
+    training when its step is done and kept (`src.callbacks.checkpoints`); a second one does not wait for that. A reader
+    that goes away (`--help | head`) is no error.
     """
-    parent = os.environ.pop(PARENT, None)
-    if parent and not end_with(int(parent), signal.SIGTERM):
+    signals.listen()
+    if (parent := os.environ.pop(PARENT, None)) and not signals.end_with(int(parent), signal.SIGTERM):
         sys.exit(128 + signal.SIGTERM)
     if overrides:
         sys.argv[1:] = map(_readable, sys.argv[1:])
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell sets it for what runs in the background
-            signal.signal(number, _stop)
     os.environ[FULL] = "1"  # Hydra hands errors on instead of printing its own shortened traceback
     try:
         telling_mistakes(main)()
@@ -108,8 +105,3 @@ def _readable(argument: str) -> str:
         quoted = os.path.expanduser(value).replace("\\", "\\\\").replace('"', '\\"')
         return f'{key}="{quoted}"'
     return argument
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
-    raise SystemExit(128 + number)

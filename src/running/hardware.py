@@ -75,6 +75,7 @@ def settle() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # a batch is one gather from memory
     warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.` is deprecated.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that goes on
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # its sampler is
     warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     _keep_freed_memory()

@@ -1,27 +1,28 @@
 """Several processes for one run, which find each other as Lightning's DDP does."""
 
 import builtins
-import ctypes
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+from src.running import signals
+
 PATIENCE = 5  # seconds that ranks have to close their files when one has ended
-PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 def spawn(function: Callable[..., object], ranks: int, *arguments: Any) -> None:
     """Run `function(*arguments)` in `ranks` processes; none outlives another that failed, nor this one.
 
+    A signal to this process goes on to the ranks, which end in their own time; a second one ends them at once.
     Lightning's own launcher starts the command line again, which in a multirun would start the sweep again.
 
     Raises:
         Exception: of the first rank that failed; the message names it.
         ChildProcessError: a rank was killed.
+        SystemExit: a signal came.
     """
     from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
@@ -30,6 +31,11 @@ def spawn(function: Callable[..., object], ranks: int, *arguments: Any) -> None:
         port = free.getsockname()[1]
     told = (function, ranks, port, os.getpid(), arguments)
     context = start_processes(_rank, told, ranks, join=False, start_method="spawn")
+
+    def pass_on(number: int) -> None:
+        _tell(context.processes, signal.SIGTERM)
+
+    signals.instead(pass_on)
     try:
         while not context.join(grace_period=PATIENCE):
             pass
@@ -37,27 +43,29 @@ def spawn(function: Callable[..., object], ranks: int, *arguments: Any) -> None:
         # The last line of the rank's traceback says what went wrong, a user's mistake or ours.
         name, _, message = error.msg.strip().splitlines()[-1].partition(": ")
         kind = getattr(builtins, name.rsplit(".", 1)[-1], RuntimeError)
+        if signals.asked() and kind is RuntimeError:  # it missed a rank that the signal had ended
+            signals.leave()
         raise kind(f"{message} (rank {error.error_index} of {ranks})") from error
     except ProcessExitedException as error:
+        if signals.asked():
+            signals.leave()
         cause = f"was killed by {error.signal_name}" if error.signal_name else f"ended with status {error.exit_code}"
         raise ChildProcessError(f"rank {error.error_index} of {ranks} {cause}; the others were ended") from error
     finally:
+        signals.instead(None)
         _end(context.processes)
 
 
-def end_with(parent: int, number: int) -> bool:
-    """Have this process sent signal `number` when the one that started it dies; False where it is dead already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
-    return os.getppid() == parent
+def _tell(processes: Any, number: int) -> None:
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, number)
 
 
 def _end(processes: Any) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + PATIENCE
-        for process in processes:
-            if process.is_alive():
-                os.kill(process.pid, number)
+        _tell(processes, number)
         for process in processes:
             process.join(max(0, deadline - time.monotonic()))
 
@@ -65,9 +73,11 @@ def _end(processes: Any) -> None:
 def _rank(
     rank: int, function: Callable[..., object], ranks: int, port: int, parent: int, arguments: tuple[Any, ...]
 ) -> None:
-    if not end_with(parent, signal.SIGKILL):
+    if not signals.end_with(parent, signal.SIGKILL):
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; the parent ends its ranks
+    for number in (signal.SIGINT, signal.SIGUSR1):  # Ctrl-C and Slurm reach all of them; the parent tells its ranks
+        signal.signal(number, signal.SIG_IGN)
+    signals.listen()
     os.environ |= {
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(ranks),

@@ -106,7 +106,7 @@ def saying_how_to_go_on(folder: Path, overrides: Sequence[str]) -> Iterator[None
         if has_checkpoint(folder):
             kept = [override for override in overrides if not override.startswith("run_dir=")]
             command = shlex.join(["python", "-m", "src.train", *kept, f"run_dir={folder}"])
-            print(f"Not finished; this goes on from the last epoch: {command}", flush=True)
+            print(f"Not finished; this goes on from the last checkpoint: {command}", flush=True)
         raise
 
 

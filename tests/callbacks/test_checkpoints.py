@@ -1,6 +1,9 @@
 """Which checkpoints are kept, and that the best is always the one that the history calls so."""
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -8,7 +11,7 @@ import torch
 
 from src.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
 from src.callbacks.history import History
-from src.running import checkpoints
+from src.running import checkpoints, signals
 from tests.callbacks.test_callbacks import Lookup, loader, split
 
 
@@ -32,17 +35,36 @@ class Rows(History):
         self.rows.append({"epoch": trainer.current_epoch + 1, **scores})
 
 
-def fit(folder: Path, scores: list[float | None], epochs: int, start: Path | None = None) -> Rows:
+class Signal(pl.Callback):
+    """Sends this process a signal in the hook `when` of the step, counted from 0."""
+
+    def __init__(self, when: str, step: int) -> None:
+        def send(trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == step:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        setattr(self, when, send)
+
+
+def fit(
+    folder: Path,
+    scores: list[float | None],
+    epochs: int,
+    *others: pl.Callback,
+    start: Path | None = None,
+    **options: Any,
+) -> Rows:
     history = Rows()
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=False,
-        callbacks=[Checkpoints(folder, history, "knn/top1"), Scores(scores), history],
+        callbacks=[Checkpoints(folder, history, "knn/top1"), Scores(scores), history, *others],
         plugins=[WholeCheckpointIO()],
         default_root_dir=folder,
         enable_progress_bar=False,
         enable_model_summary=False,
         max_epochs=epochs,
+        **options,
     )
     trainer.fit(Lookup(), loader(split(20, 0)), ckpt_path=start, weights_only=True)
     return history
@@ -101,3 +123,55 @@ def test_a_write_that_fails_leaves_the_epoch_before(tmp_path: Path, monkeypatch:
     found = checkpoints.find_last(tmp_path, 3)
     assert found is not None
     assert checkpoints.load(found)["epoch"] + 1 == 2
+
+
+@pytest.mark.usefixtures("listening")
+def test_a_signal_within_an_epoch_leaves_a_checkpoint_there_and_the_best_alone(tmp_path: Path) -> None:
+    """Also where the run goes on, and the last row is the best but the last checkpoint is not of it."""
+    batches = len(loader(split(20, 0)))
+    with pytest.raises(SystemExit) as ended:
+        fit(tmp_path, [1, 2, 0], 3, Signal("on_train_batch_start", 2 * batches + 1))
+    assert ended.value.code == 138
+    assert kept(tmp_path) == {"best": 2, "last": 3, "previous": 2}
+    last = checkpoints.path_of(tmp_path, "last")
+    found = checkpoints.load(last)
+    assert found["global_step"] == 2 * batches + 2, "the step was finished"
+    assert checkpoints.describe(found) == "epoch 3, which is not whole yet, after 2 batches"
+    with pytest.raises(ValueError, match="come to epoch 3"):
+        checkpoints.find_last(tmp_path, 2)
+    signals._asked = 0
+    rows = fit(tmp_path, [1, 2, 0], 3, start=last).rows
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert kept(tmp_path) == {"best": 2, "last": 3, "previous": 3}
+    assert checkpoints.describe(checkpoints.load(last)) == "epoch 3"
+    best = checkpoints.load(checkpoints.path_of(tmp_path, "best"))
+    assert best["global_step"] == 2 * batches, "and not that within the third epoch"
+
+
+@pytest.mark.usefixtures("listening")
+@pytest.mark.parametrize("when", ["on_train_batch_end", "on_train_epoch_end"])
+def test_a_signal_after_the_last_step_waits_for_the_epoch(tmp_path: Path, when: str) -> None:
+    batches = len(loader(split(20, 0)))
+    with pytest.raises(SystemExit) as ended:
+        fit(tmp_path, [1, 2, 3], 3, Signal(when, 2 * batches))
+    assert ended.value.code == 138
+    assert kept(tmp_path) == {"best": 2, "last": 2, "previous": 1}
+    assert checkpoints.describe(checkpoints.load(checkpoints.path_of(tmp_path, "last"))) == "epoch 2"
+
+
+@pytest.mark.usefixtures("listening")
+def test_a_signal_before_the_first_step_of_an_epoch_ends_at_once(tmp_path: Path) -> None:
+    batches = len(loader(split(20, 0)))
+    with pytest.raises(SystemExit) as ended:
+        fit(tmp_path, [1, 2, 3], 3, Signal("on_train_epoch_start", 2 * batches))
+    assert ended.value.code == 138
+    assert kept(tmp_path) == {"best": 2, "last": 2, "previous": 1}
+
+
+@pytest.mark.usefixtures("listening")
+def test_a_signal_waits_for_the_optimizer_where_gradients_gather(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        fit(tmp_path, [1], 1, Signal("on_train_batch_end", 0), accumulate_grad_batches=2)
+    found = checkpoints.load(checkpoints.path_of(tmp_path, "last"))
+    assert found["global_step"] == 1
+    assert checkpoints.describe(found) == "epoch 1, which is not whole yet, after 2 batches"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from src.augmentations.random import Augmentation, RandomHorizontalFlip, RandomResizedCrop
-from src.datamodules.base import StoreDataModule
+from src.datamodules.base import BatchedSplit, StoreDataModule
 from src.datamodules.digits import Digits
 from src.datamodules.store import read_store
 from tests.conftest import datamodule_options, small_store
@@ -42,11 +42,14 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(datamodule: StoreDataModule, epochs: int, path: Path, resume: Path | None = None) -> Recorder:
+def fit(
+    datamodule: StoreDataModule, epochs: int, path: Path, resume: Path | None = None, *callbacks: pl.Callback
+) -> Recorder:
     datamodule.setup()
     module = Recorder()
     trainer = pl.Trainer(
         max_epochs=epochs,
+        callbacks=list(callbacks),
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
@@ -97,6 +100,38 @@ def test_a_resumed_run_sees_what_the_whole_run_saw(tmp_path: Path) -> None:
     assert [epoch for epoch, _, _ in rest.batches] == [1] * 5 + [2] * 5
     for (_, index, views), (_, index_rest, views_rest) in zip(whole.batches[5:], rest.batches, strict=True):
         assert index == index_rest
+        assert torch.equal(views, views_rest)
+
+
+class Keep(pl.Callback):
+    """Writes a checkpoint within an epoch, after the step `step`, counted from 1."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_run_that_goes_on_within_an_epoch_reads_the_rest_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_store(tmp_path / "store")
+    part = tmp_path / "part.ckpt"
+    whole = fit(make(tmp_path), 3, tmp_path / "whole.ckpt", None, Keep(7, part))
+    read: list[list[int]] = []
+    getitems = BatchedSplit.__getitems__
+
+    def reading(self: BatchedSplit, positions: list[int]) -> dict[str, Tensor]:
+        read.append(list(positions))
+        return getitems(self, positions)
+
+    monkeypatch.setattr(BatchedSplit, "__getitems__", reading)
+    rest = fit(make(tmp_path), 3, tmp_path / "rest.ckpt", resume=part)
+    assert [epoch for epoch, _, _ in rest.batches] == [1] * 3 + [2] * 5
+    assert read == [index for _, index, _ in whole.batches[7:]], "no image that the epoch has had already"
+    for (_, _, views), (_, _, views_rest) in zip(whole.batches[7:], rest.batches, strict=True):
         assert torch.equal(views, views_rest)
 
 

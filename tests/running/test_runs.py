@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, capsy
 def test_fewer_epochs_than_are_trained_already(tmp_path: Path) -> None:
     checkpoints.save(content(4), checkpoints.path_of(tmp_path, "last"))
     assert checkpoints.find_last(tmp_path, 5)
-    with pytest.raises(ValueError, match=r"trainer.max_epochs=4: the run in .* has trained 5 already"):
+    with pytest.raises(ValueError, match=r"trainer.max_epochs=4: the run in .* has come to epoch 5 already"):
         checkpoints.find_last(tmp_path, 4)
 
 
