@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment
 
 from src.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
 from src.callbacks.evaluation import Evaluation
@@ -94,8 +95,12 @@ def make_trainer(
     evaluation: Evaluation,
     history: History,
     logger: Logger | None,
+    cluster: ClusterEnvironment | None,
 ) -> pl.Trainer:
-    """A trainer with the callbacks of every run and the config's; compiles the network where the config asks for it."""
+    """A trainer with the callbacks of every run and the config's; compiles the network where the config asks for it.
+
+    Its ranks are told of each other by `cluster`, or by `src.running.ranks.spawn` (None).
+    """
     if not module.method.trains:
         config.trainer.max_epochs = 0
     if config.compile:
@@ -109,7 +114,7 @@ def make_trainer(
         config.trainer,
         logger=logger or False,
         callbacks=[Refresh(config.seed), Steps(), evaluation, history, *chosen, standing, kept],
-        plugins=[WholeCheckpointIO()],
+        plugins=[WholeCheckpointIO(), cluster or LightningEnvironment()],
         default_root_dir=str(folder),
         num_sanity_val_steps=0,  # the untrained network is scored in full
         use_distributed_sampler=False,  # the datamodule brings its own

@@ -1,5 +1,10 @@
 """Score a finished run again: `python -m src.evaluate run=PATH`."""
 
+from src.running import signals
+
+if __name__ == "__main__":
+    signals.listen()  # also while the rest is imported
+
 from pathlib import Path
 from typing import Any
 

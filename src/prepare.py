@@ -1,5 +1,10 @@
 """Build a dataset's store ahead of training: `python -m src.prepare dataset=NAME`."""
 
+from src.running import signals
+
+if __name__ == "__main__":
+    signals.listen()  # also while the rest is imported
+
 from typing import Any
 
 import hydra

@@ -3,6 +3,11 @@
 Runs that are not finished come before it, how far each is: running, failed, cut off, or waiting in a sweep.
 """
 
+from src.running import signals
+
+if __name__ == "__main__":
+    signals.listen()  # also while the rest is imported
+
 import argparse
 import sys
 from collections import Counter

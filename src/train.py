@@ -1,6 +1,10 @@
 """Train an embedding, score it every epoch, write `results.json`: `python -m src.train --help`."""
 
-import os
+from src.running import signals
+
+if __name__ == "__main__":
+    signals.listen()  # also while the rest is imported
+
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,19 +39,22 @@ def main(config: DictConfig) -> float:
     if config.trainer.sync_batchnorm == "auto":
         config.trainer.sync_batchnorm = config.trainer.accelerator == "gpu"  # torch has none for CPUs
     count = count_ranks(config.trainer.accelerator, config.trainer.devices)
-    if int(os.environ.get("RANK", 0)) > 0:  # another process, of those that torchrun started, keeps the folder
-        return train(config, folder, choices)
+    cluster = ranks.find_cluster(count, config.trainer.num_nodes)
+    if cluster and not any(override.startswith("run_dir=") for override in launched.overrides.task):
+        raise ValueError("run_dir: give all processes of the run the same one, run_dir=FOLDER")
+    if cluster and cluster.global_rank() > 0:  # rank 0 keeps the folder
+        return train(config, folder, choices, cluster)
     with runs.claimed(folder):
         runs.begin(folder, config)
         with runs.saying_how_to_go_on(folder, launched.overrides.task):
-            if count == 1 or "LOCAL_RANK" in os.environ:
-                return train(config, folder, choices)
+            if count == 1 or cluster:
+                return train(config, folder, choices, cluster)
             ranks.spawn(train, count, config, folder, choices)
             results = runs.read_results(folder)
             return float(results["last"][results["monitor"]])
 
 
-def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
+def train(config: DictConfig, folder: Path, choices: dict[str, Any], cluster: Any = None) -> float:
     """Assemble, start, score the untrained network and fit, collect, write; on every rank, the last epoch's score."""
     import pytorch_lightning as pl
 
@@ -60,13 +67,13 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
     history = History()
     hardware.settle()
     pl.seed_everything(config.seed, verbose=False)
-    facts = hardware.describe_hardware(config.trainer.accelerator, config.trainer.devices)
+    facts = hardware.describe_hardware(config.trainer.accelerator, config.trainer.devices, config.trainer.num_nodes)
     last = checkpoints.find_last(folder, config.trainer.max_epochs)
     datamodule, module, evaluation = assemble(config, int(facts["ranks"]))
     settings: Any = OmegaConf.to_container(config)
 
     with finishing(make_logger(config, folder, module)) as logger:
-        trainer = make_trainer(config, folder, module, evaluation, history, logger)
+        trainer = make_trainer(config, folder, module, evaluation, history, logger, cluster)
         if trainer.is_global_zero:
             print(announce(settings, choices, datamodule, module, facts, last), flush=True)
 

@@ -2,8 +2,8 @@
 
 For each method, on one rank and on two, a run is left alone; others are cut off, once or twice each, and then called
 again until they end: killed with SIGKILL, at a random moment or as a checkpoint, the config or the results are being
-written; or asked to end by SIGTERM or SIGUSR1 at a random moment, sometimes the whole group of processes, which must end
-with the signal's status.
+written; or asked to end by SIGTERM or SIGUSR1 at a random moment, sometimes the whole group of processes, which must
+end with the signal's status.
 History, weights and optimiser must equal those of the run left alone bit for bit, and `best.ckpt` its row. TMPDIR is on
 another file system where there is one. Each run is forked from a process that has imported torch already.
 """

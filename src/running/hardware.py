@@ -90,14 +90,14 @@ def _keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def describe_hardware(accelerator: str, devices: int | str | Sequence[int]) -> dict[str, str | int]:
-    """What a reader of a result wants to know of the machine, and the `ranks` that `devices` means on it."""
+def describe_hardware(accelerator: str, devices: int | str | Sequence[int], nodes: int = 1) -> dict[str, str | int]:
+    """What a reader of a result wants to know of the machine, and the `ranks` that `devices` on `nodes` like it are."""
     facts: dict[str, str | int] = {
         "cpu": _cpu_model(),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
         "accelerator": accelerator,
-        "ranks": count_ranks(accelerator, devices),
+        "ranks": nodes * count_ranks(accelerator, devices),
     }
     if accelerator == "gpu":
         facts["gpu"] = torch.cuda.get_device_name()

@@ -13,6 +13,30 @@ from src.running import signals
 PATIENCE = 5  # seconds that ranks have to close their files when one has ended
 
 
+def find_cluster(devices: int, nodes: int) -> Any:
+    """Lightning's environment of torchrun or srun where one of them started this process and others; None elsewhere.
+
+    Raises:
+        ValueError: it started others than `devices` processes on each of `nodes`, or none where there are several.
+    """
+    from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+    found: Any = None
+    if TorchElasticEnvironment.detect():
+        found = TorchElasticEnvironment()
+    elif "SLURM_STEP_ID" in os.environ and int(os.environ["SLURM_NTASKS"]) > 1:  # of srun's; a batch script has none
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))  # Lightning's condition, held below
+        found = SLURMEnvironment(auto_requeue=False)
+    if found is None and nodes > 1:
+        raise ValueError(f"trainer.num_nodes={nodes}: start its processes by srun or torchrun, see docs/scaling.md")
+    if found and found.world_size() != devices * nodes:
+        raise ValueError(
+            f"trainer.devices={devices} on each of trainer.num_nodes={nodes} are {devices * nodes} processes, but "
+            f"{type(found).__name__.removesuffix('Environment')} started {found.world_size()}"
+        )
+    return found
+
+
 def spawn(function: Callable[..., object], ranks: int, *arguments: Any) -> None:
     """Run `function(*arguments)` in `ranks` processes; none outlives another that failed, nor this one.
 

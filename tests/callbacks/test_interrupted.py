@@ -55,7 +55,7 @@ def train(request: pytest.FixtureRequest, cache: Path, listening: None) -> Train
         pl.seed_everything(config.seed, verbose=False)
         datamodule, module, evaluation = assemble(config, 1)
         history = History()
-        trainer = make_trainer(config, folder, module, evaluation, history, None)
+        trainer = make_trainer(config, folder, module, evaluation, history, None, None)
         trainer.callbacks.insert(0, Signal(step))  # type: ignore[attr-defined]
         last = checkpoints.find_last(folder, config.trainer.max_epochs)
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
@@ -65,7 +65,7 @@ def train(request: pytest.FixtureRequest, cache: Path, listening: None) -> Train
 
 
 def test_goes_on_within_an_epoch_to_the_bit(train: Train, tmp_path: Path) -> None:
-    """Five steps an epoch: ended in the second of the first, and twice in the second epoch, once after one more step."""
+    """Five steps an epoch: ended in the second of the first, and twice in the second, once after one more step."""
     whole = train(tmp_path / "whole", None)
     folder = tmp_path / "ended"
     for step, batches, epoch in ((1, 2, 1), (6, 2, 2), (7, 3, 2)):
