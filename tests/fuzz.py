@@ -152,7 +152,7 @@ def weight_cases(place: Path) -> Iterator[Case]:
     place = place / "weights"
     place.mkdir()
     layer = {"conv1/7x7_s2.weight": torch.rand(64, 3, 7, 7), "conv1/7x7_s2.bias": torch.rand(64)}
-    np.savez(place / "caffe.npz", **{name: tensor.numpy() for name, tensor in layer.items()})
+    np.savez(place / "caffe.npz", **{name: tensor.numpy() for name, tensor in layer.items()})  # type: ignore[arg-type]
     (place / "caffe.caffemodel").write_bytes(caffemodel(layer, legacy=False))
     state = timm.create_model(TINY, pretrained=False).state_dict()
     save_file(state, place / "timm.safetensors")
