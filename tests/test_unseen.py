@@ -52,7 +52,7 @@ def recalls(checkpoint: Path, cache: Path, ks: tuple[int, ...], held_out: bool =
     network = GoogLeNet().eval()
     network.load_state_dict({k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")})
     split = "train" if held_out else "test"
-    images, labels = (np.load(*cache.rglob(f"{split}_{name}.npy")) for name in ("images", "labels"))
+    (images,), (labels,) = ([*map(np.load, cache.rglob(f"{split}_{name}.npy"))] for name in ("images", "labels"))
     if held_out:
         rows = hold_out(torch.from_numpy(labels), 0.1, classes=True).numpy()
         images, labels = images[rows], labels[rows]
@@ -113,8 +113,8 @@ def test_mistakes_are_named(run: Run, tmp_path: Path, photographs: Path) -> None
         (["dataset.split=random"], "tests on unseen classes, but 6 are in the training and in the test set (class0"),
         (["protocol.metrics.retrieval.k=[1,18]"], "the test set has 18 images, choose numbers between 1 and 17"),
         (
-            ["dataset.validation=0.1"],
-            "the validation set (dataset.validation=0.1) has 12 images, choose numbers between",
+            ["dataset.validation=0.1", "protocol.metrics.retrieval.k=[1,12]"],
+            "the validation set (dataset.validation=0.1) has 12 images, choose numbers between 1 and 11",
         ),
         (["dataset.validation=0.9"], "dataset.validation=0.9: holds out 3 of 3 training classes"),
         (["protocol.space=logits"], "protocol.space=logits: must be embedding or pooled"),

@@ -190,7 +190,12 @@ def test_held_out_scores_have_a_panel_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool
 ) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr(history_module, "Figure", lambda **options: figures.append(Figure(**options)) or figures[-1])
+
+    def make(**options: Any) -> Figure:
+        figures.append(Figure(**options))
+        return figures[-1]
+
+    monkeypatch.setattr(history_module, "Figure", make)
     row = {"epoch": 1, "knn/top1": 10.0, "pooled/knn/top1": 11.0, "train/loss": 1.0, "train/lr": 0.1}
     if held_out:
         row |= {"validation/knn/top1": 12.0, "validation/pooled/knn/top1": 13.0}
