@@ -32,6 +32,7 @@ mutants: $(READY) ## put faults into the code one at a time: at least 90% must m
 
 chaos: $(READY) ## kill real runs at random moments: they must end as if nothing had happened (an hour)
 	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.chaos_sweep
 
 fuzz: $(READY) ## ten thousand wrong settings, run folders, stores and image folders: each ends well or in one line (90 minutes)
 	$(BIN)/python -m tests.fuzz
@@ -47,7 +48,7 @@ clean: ## remove the environment and the caches; runs/ stays
 $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[supervised,tensorboard,timm,dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[supervised,tensorboard,timm,slurm,ray,search,dev]'
 	@touch $(READY)
 
 .PHONY: help train test check format bench mutants chaos fuzz audit clean
