@@ -155,11 +155,15 @@ class Local(JobLauncher):
         for job in jobs:
             environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, int(cores / self.most))))}
             locks: dict[str, int] = {}
-            if self.gpus and job.trainer["accelerator"] != "cpu":
-                locks = _lock_gpus(self.gpus, job.devices(len(self.gpus)))
+            asked, wanted = job.trainer["devices"], job.devices(len(self.gpus))
+            # One that asks for more than there are is told so by itself.
+            if 0 < wanted <= len(self.gpus) and job.trainer["accelerator"] != "cpu":
+                named = isinstance(asked, list) and max(asked) < len(self.gpus)
+                locks = _lock_gpus([self.gpus[number] for number in asked] if named else self.gpus, wanted)
                 if not locks:
                     break
-                environment["CUDA_VISIBLE_DEVICES"] = ",".join(locks)
+                if not named:
+                    environment["CUDA_VISIBLE_DEVICES"] = ",".join(locks)
             handles.append(start(job, environment, locks.values()))
             for lock in locks.values():
                 os.close(lock)  # the job's process has it now
@@ -187,12 +191,16 @@ def _visible_gpus(accelerator: str) -> list[str]:
 def _lock_gpus(names: Sequence[str], count: int) -> dict[str, int]:
     """Hold `count` GPUs that no job of any sweep on this machine holds: open files by name; none if there are fewer."""
     place = Path(tempfile.gettempdir()) / "isif-gpus"
-    place.mkdir(exist_ok=True)
+    if not place.exists():
+        place.mkdir(exist_ok=True)
+        place.chmod(0o1777)  # for other users' sweeps too
     found: dict[str, int] = {}
     for name in names:
         if len(found) == count:
             break
-        file = os.open(place / name, os.O_RDWR | os.O_CREAT, 0o666)
+        path = place / name.replace("/", "-")
+        # Another user's file may be read, which is enough for a lock, but not opened to be created.
+        file = os.open(path, os.O_RDONLY if path.exists() else os.O_RDONLY | os.O_CREAT, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found[name] = file

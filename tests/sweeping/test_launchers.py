@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ folder = pathlib.Path(sys.argv[1])
 """
 BUSY = """
 import os, pathlib, sys, time
-for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","):
+for name in os.environ.get("CUDA_VISIBLE_DEVICES", "7").split(","):
     place = pathlib.Path(sys.argv[1]).parent / f"busy-{name}"
     place.touch(exist_ok=False)
     time.sleep(0.3)
@@ -41,7 +42,7 @@ class Script(Job):
         return [sys.executable, "-c", self.overrides[0], str(self.folder)]
 
 
-def script(sweep: Path, code: str, devices: int = 1) -> Script:
+def script(sweep: Path, code: str, devices: Any = 1) -> Script:
     return Script(sweep, (code,), trainer={"devices": devices, "accelerator": "auto"})
 
 
@@ -100,6 +101,7 @@ def test_two_sweeps_share_gpus_without_collision(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     kept = [numbered(tmp_path, 3, BUSY), numbered(tmp_path, 6, BUSY)[3:]]
     kept[0].append(script(tmp_path, f"number = 9\n{BUSY}\n{FINISH}", devices=2))
+    kept[1].append(script(tmp_path, f"number = 8\n{BUSY}\n{FINISH}", devices=[1]))
     outcomes: list[str] = []
 
     def sweep(jobs: list[Job]) -> None:
@@ -110,7 +112,7 @@ def test_two_sweeps_share_gpus_without_collision(tmp_path: Path, monkeypatch: py
         thread.start()
     for thread in threads:
         thread.join()
-    assert outcomes == ["finished knn/top1 50.00"] * 7
+    assert outcomes == ["finished knn/top1 50.00"] * 8
 
 
 def test_a_job_that_another_sweep_runs_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,3 +157,8 @@ def test_what_runs_ends_with_the_sweep(tmp_path: Path, number: int) -> None:
     for name in "ab":
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / name).read_text()), 0)
+
+
+def test_a_job_that_asks_for_more_gpus_than_there_are_is_told_so_by_itself(tmp_path: Path) -> None:
+    job = script(tmp_path, "raise SystemExit('error: this machine has 2')", devices=3)
+    assert local(2, "0", "1").run(iter([job]), 1)[job].text == "this machine has 2"
