@@ -36,7 +36,9 @@ def find_last(folder: Path, max_epochs: int) -> Path | None:
                 damage = error
                 continue
             if epochs > max_epochs:
-                raise ValueError(f"trainer.max_epochs={max_epochs}: the run in {folder} has come to epoch {epochs} already")
+                raise ValueError(
+                    f"trainer.max_epochs={max_epochs}: the run in {folder} has come to epoch {epochs} already"
+                )
             return path
     if damage:
         raise damage

@@ -17,7 +17,14 @@ from src.running import checkpoints, signals
 from tests.chaos import METHODS, TIMES, differences
 from tests.conftest import ROOT
 
-SMALL = ("input.size=16", "dataset.limit=60", "dataset.batch_size=12", "protocol.metrics.knn.k=5", "trainer.max_epochs=2", "logger=none")
+SMALL = (
+    "input.size=16",
+    "dataset.limit=60",
+    "dataset.batch_size=12",
+    "protocol.metrics.knn.k=5",
+    "trainer.max_epochs=2",
+    "logger=none",
+)
 HERE = ("trainer.precision=32-true", "trainer.enable_progress_bar=false", "trainer.deterministic=false")
 
 
@@ -58,7 +65,7 @@ def train(request: pytest.FixtureRequest, cache: Path, listening: None) -> Train
 
 
 def test_goes_on_within_an_epoch_to_the_bit(train: Train, tmp_path: Path) -> None:
-    """Five steps an epoch: ended in the second of the first, and twice in the second epoch, once after one more step."""
+    """Five steps an epoch: ended in the second of the first, and in the second and third of the second epoch."""
     whole = train(tmp_path / "whole", None)
     folder = tmp_path / "ended"
     for step, batches, epoch in ((1, 2, 1), (6, 2, 2), (7, 3, 2)):
