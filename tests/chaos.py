@@ -1,9 +1,9 @@
-"""Real runs killed at random moments, which must end as if nothing had happened: `make chaos`.
+"""Real runs cut off at random moments, which must end as if nothing had happened: `make chaos`.
 
 For each method, on one rank and on two, a run is left alone; others are cut off, once or twice each, and then called
 again until they end: killed with SIGKILL, at a random moment or as a checkpoint, the config or the results are being
-written; or asked to end by SIGTERM or SIGUSR1 at a random moment, sometimes the whole group of processes, which must
-end with the signal's status.
+written; or asked to end, by SIGTERM or SIGUSR1 at a random moment, some with the whole group of their processes, which
+they must do with the signal's status.
 History, weights and optimiser must equal those of the run left alone bit for bit, and `best.ckpt` its row. TMPDIR is on
 another file system where there is one. Each run is forked from a process that has imported torch already.
 """
@@ -37,9 +37,9 @@ METHODS = {
 SMALL = [
     "dataset.limit=200",
     "dataset.batch_size=16",
-    "trainer.log_every_n_steps=3",
     "protocol.metrics.knn.k=20",
     "trainer.max_epochs=4",
+    "trainer.log_every_n_steps=3",  # where several ranks agree to end
     "logger=csv",
 ]
 RANKS = {1: [], 2: ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=8"]}

@@ -28,8 +28,8 @@ class Checkpoints(Checkpoint):
     So the row of the best and its checkpoint are always of one epoch. Lightning calls this after all other callbacks.
 
     A signal, once an epoch has learned something, ends the run with a checkpoint: after the step, several ranks after
-    the next step at which they may wait for each other (`may_wait`), and after the last step of an epoch once that is
-    scored. Where a run goes on within an epoch, it does as if it had never left.
+    the next step at which they may wait for each other (`may_wait`); after an epoch's last step, once that is scored.
+    A run that goes on within an epoch does as if it had never left.
     """
 
     def __init__(self, folder: Path, history: History, monitor: str) -> None:
@@ -37,7 +37,7 @@ class Checkpoints(Checkpoint):
         self.ends = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # A run may have been cut off between its last checkpoint and the best.
+        # A run cut off between its last checkpoint and the best; none within an epoch is the best.
         if trainer.ckpt_path and not trainer.fit_loop.restarted_mid_epoch:
             self._keep_best(trainer, Path(trainer.ckpt_path))
 
