@@ -55,7 +55,9 @@ def torture(launcher: list[str], kills: int, place: Path) -> list[str]:
     seen: dict[Path, int] = {}
     for number in range(kills):
         child = start([*settings, f"sweep_dir={sweep}"], log)
-        time.sleep(random.uniform(0.1, 0.5) * longest)
+        while len(finished(sweep)) < number * COUNT // (kills + 1) and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.05)
+        time.sleep(random.uniform(0, longest / COUNT))
         how = random.choice(WAYS)
         if how is None:
             said = "one of its runs" if end_one_run(sweep) else "nothing"
@@ -63,9 +65,8 @@ def torture(launcher: list[str], kills: int, place: Path) -> list[str]:
             how = signal.SIGKILL
         else:
             said = "nothing else"
-        if os.waitpid(child, os.WNOHANG) == (0, 0):
-            os.kill(child, how)
-            os.waitpid(child, 0)
+        os.kill(child, how)
+        os.waitpid(child, 0)
         seen = finished(sweep) | seen
         print(f"kill {number + 1}: {how.name}, and {said}; {len(seen)} finished", flush=True)
     _, status = os.waitpid(start([*settings, f"sweep_dir={sweep}"], log), 0)

@@ -276,6 +276,22 @@ def test_the_bar_can_be_switched_off(run: Run, tmp_path: Path) -> None:
     assert results(tmp_path / "run")["last"]["epoch"] == 1
 
 
+def test_a_run_that_is_told_to_stop_ends_after_its_epoch_as_a_finished_one(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "stop").touch()
+    done = run("src.train", *QUICK, "trainer.max_epochs=50", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "run")["last"]["epoch"] == 1
+    assert not (tmp_path / "run" / "progress.json").exists()
+
+
+def test_a_path_needs_no_quotes_of_its_own(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "ä=1,b (c)"
+    done = run("src.train", *QUICK, f"run_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert run("src.evaluate", f"run={folder}").returncode == 0
+
+
 def test_a_multirun_leaves_complete_runs_of_their_own(run: Run, tmp_path: Path) -> None:
     done = run(
         "src.train",
