@@ -83,7 +83,8 @@ def kill(folder: Path, arguments: list[str], log: Path, longest: float, how: str
     """
     timed = how not in WRITES
     child = start(arguments, log)
-    until = time.monotonic() + (random.uniform(0, longest) if timed else 20 * longest)
+    earliest = longest / 4 if how in ASKED else 0  # before that nothing is trained
+    until = time.monotonic() + (random.uniform(earliest, longest) if timed else 20 * longest)
     pass_by, writing = random.randrange(4), False
     while time.monotonic() < until:
         before, writing = writing, not timed and any(folder.glob(how))

@@ -74,7 +74,7 @@ def test_what_went_wrong_stays_and_how_to_go_on_is_said(folder: Path, capsys: py
     with pytest.raises(KeyError), runs.saying_how_to_go_on(folder, ["method=nce", "run_dir=x", "dataset.root=a b"]):
         raise KeyError
     command = f"python -m src.train method=nce 'dataset.root=a b' run_dir={folder}"
-    assert capsys.readouterr().out == f"Not finished; this goes on from the last epoch: {command}\n"
+    assert capsys.readouterr().out == f"Not finished; this goes on from the last checkpoint: {command}\n"
     with pytest.raises(KeyError), runs.saying_how_to_go_on(folder / "new", []):
         raise KeyError
     assert capsys.readouterr().out == "", "there is nothing to go on from"
