@@ -42,7 +42,7 @@ class Script(Job):
 
 
 def script(sweep: Path, code: str, devices: int = 1) -> Script:
-    return Script(sweep, (code,), trainer={"devices": devices, "accelerator": "auto"})
+    return Script(sweep, (code,), trainer={"devices": devices, "num_nodes": 1, "accelerator": "auto"})
 
 
 def local(most: int, *gpus: str) -> Local:
