@@ -120,6 +120,9 @@ def make_jobs(config: Any, loader: Any, batch: Iterable[Sequence[str]]) -> list[
     jobs: dict[str, Job] = {}
     lists = [tuple(overrides) for overrides in batch]
     common = frozenset.intersection(*map(frozenset, lists))
+    for override in (override for overrides in lists for override in overrides):
+        if override.lstrip("+~").startswith("run_dir="):
+            raise ValueError(f"{override}: the runs of a multirun have folders of their own, in sweep_dir=FOLDER")
     for job_overrides in lists:
         # What says which devices a job takes.
         telling = tuple(o for o in job_overrides if re.match(r"[+~]*(trainer|experiment)\b", o))

@@ -167,7 +167,7 @@ class Task:
         if self.ended:
             sys.exit(
                 128 + signal.SIGTERM
-            )  # without a result: Slurm knows whether the job is over, or goes on elsewhere
+            )  # without a result: Slurm says whether it is over, or goes on
         return status
 
     def checkpoint(self) -> Any:

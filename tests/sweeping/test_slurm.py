@@ -226,7 +226,7 @@ def test_all_devices_of_a_node_of_unknown_size(tmp_path: Path) -> None:
 def test_no_slurm_and_its_refusal_are_told(tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = sized(tmp_path / "sweep", 0, devices=1)
     (queue / "refusal").write_text("sbatch: error: invalid partition specified: big")
-    with pytest.raises(OSError, match="hydra/launcher=slurm: .*invalid partition specified: big"):
+    with pytest.raises(OSError, match=r"hydra/launcher=slurm: .*invalid partition specified: big"):
         slurm(cluster="slurm").start([job])
     (queue / "srun").unlink()
     monkeypatch.setenv("PATH", str(queue))
