@@ -1,11 +1,12 @@
 """Jobs on a cluster of Ray's, by its own interface: `hydra/launcher=ray`."""
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from src.hints import Count, NonNegative, Positive, Text
-from src.sweeping.jobs import LOG, Job, start
+from src.sweeping.jobs import Job, say_error, start
 from src.sweeping.launchers import Handle, JobLauncher
 
 
@@ -25,28 +26,29 @@ class Ray(JobLauncher):
         super().__init__(jobs)
         self.address, self.cpus, self.gpus = address, cpus, gpus
 
-    def start(self, jobs: Sequence[Job]) -> Sequence[Handle]:
+    def start(self, jobs: Sequence[Job]) -> Iterator[Handle]:
         try:
             import ray
         except ImportError as error:
             raise ImportError("hydra/launcher=ray needs Ray: pip install '.[ray]'") from error
         if not ray.is_initialized():
             try:
-                ray.init(self.address, log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
+                ray.init(
+                    self.address or "local", log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING
+                )
             except ConnectionError as error:
                 raise ConnectionError(f"hydra.launcher.address={self.address}: {error}") from error
-        there = ray.cluster_resources().get("GPU", 0)
-        handles = []
+        rooms = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         for job in jobs:
-            each = (1.0 if there else 0.0) if self.gpus is None else self.gpus
+            each = float(any("GPU" in room for room in rooms)) if self.gpus is None else self.gpus
             gpus = 0 if job.trainer["accelerator"] == "cpu" else each * job.devices(1)
-            if gpus > there:
+            if not any(room.get("GPU", 0) >= gpus and room.get("CPU", 0) >= self.cpus for room in rooms):
                 raise ValueError(
-                    f"{job.label}: needs {gpus:g} GPUs, the cluster has {there:g}: see hydra.launcher.gpus"
+                    f"{job.label}: no node of the cluster has {gpus:g} GPUs and {self.cpus:g} CPUs: "
+                    "see hydra.launcher.gpus and hydra.launcher.cpus"
                 )
             task = ray.remote(num_cpus=self.cpus, num_gpus=gpus, max_retries=-1)(_run)
-            handles.append(Submitted(job, task.remote(job)))
-        return handles
+            yield Submitted(job, task.remote(job))
 
 
 class Submitted:
@@ -63,8 +65,7 @@ class Submitted:
         try:
             return int(ray.get(self.task))
         except Exception as error:  # Ray's, of a task that it could not run to its end
-            with (self.job.folder / LOG).open("a") as log:
-                log.write(f"error: Ray: {' '.join(str(error).split())[:500]}\n")
+            say_error(self.job, f"Ray: {error}")
             return 1
 
     def terminate(self) -> None:
@@ -82,7 +83,9 @@ def _run(job: Job) -> int:
     """On whichever node: run the job's command; end it with a checkpoint where Ray wants it ended."""
     process = start(job, {})
     try:
-        return process.wait()
+        while (status := process.poll()) is None:
+            time.sleep(0.2)  # what Ray interrupts, unlike process.wait()
+        return status
     except BaseException:
         process.terminate()
         process.wait()

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -119,6 +120,9 @@ def make_jobs(config: Any, loader: Any, batch: Iterable[Sequence[str]]) -> list[
     jobs: dict[str, Job] = {}
     lists = [tuple(overrides) for overrides in batch]
     common = frozenset.intersection(*map(frozenset, lists))
+    for override in (override for overrides in lists for override in overrides):
+        if override.lstrip("+~").startswith("run_dir="):
+            raise ValueError(f"{override}: the runs of a multirun have folders of their own, in sweep_dir=FOLDER")
     for job_overrides in lists:
         # What says which devices a job takes.
         telling = tuple(o for o in job_overrides if re.match(r"[+~]*(trainer|experiment)\b", o))
@@ -227,14 +231,21 @@ def start(job: Job, environment: Mapping[str, str], hold: Iterable[int] = ()) ->
         )
 
 
+def say_error(job: Job, text: str) -> None:
+    """Write into a job's log why it ended, where it could not say so itself."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError), (job.folder / LOG).open("a") as log:
+        log.write(f"error: {' '.join(text.split())[:500]}\n")
+
+
 def note_failure(job: Job, status: int) -> None:
     """Keep the line that says why a job ended with `status` and no results, if there are none."""
     if (job.folder / "results.json").exists() or runs.holder(job.folder):
         return
     try:
         said = (job.folder / LOG).read_text(errors="replace").rpartition(HEADING)[2]
-    except OSError:
-        said = ""
+    except OSError as error:
+        said = f"\nerror: {error}"
     lines = said.splitlines()[1:]
     told = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()]
     how = f"ended by signal {-status}" if status < 0 else f"status {status}"

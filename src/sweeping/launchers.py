@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,8 +57,8 @@ class JobLauncher(Launcher):
         self.config, self.loader = config, hydra_context.config_loader
         settings.check_options("hydra.launcher", settled(config.hydra.launcher))
 
-    def start(self, jobs: Sequence[Job]) -> Sequence[Handle]:
-        """Start the first of `jobs`, as many as there is room for now."""
+    def start(self, jobs: Sequence[Job]) -> Iterable[Handle]:
+        """Start the first of `jobs`, in order, as many as there is room for now."""
         raise NotImplementedError
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
@@ -91,7 +91,7 @@ class JobLauncher(Launcher):
         waiting: deque[Job] = deque()
         elsewhere: list[Job] = []  # run by another sweep, or by what an ended one left behind
         looked = time.monotonic()
-        with Board(total) as board, _ended_together(running):
+        with Board(total) as board, _ended_together(running, self.look_every / 10):
 
             def sort(job: Job) -> None:
                 """Put a job that is not running here where it belongs."""
@@ -114,7 +114,7 @@ class JobLauncher(Launcher):
                         sort(job)
                 while len(running) + len(waiting) < self.most and (upcoming := next(jobs, None)):
                     sort(upcoming)
-                for handle in self.start(tuple(waiting)):
+                for handle in self.start(tuple(waiting)) if waiting else ():
                     job = waiting.popleft()
                     running[job] = handle
                     board.started(job, before[job].kind)
@@ -149,9 +149,8 @@ class Local(JobLauncher):
         self.gpus = _visible_gpus(config.trainer.accelerator)
         self.most = min(self.most, len(self.gpus) or (1 if self.most == math.inf else self.most))
 
-    def start(self, jobs: Sequence[Job]) -> Sequence[Handle]:
+    def start(self, jobs: Sequence[Job]) -> Iterator[Handle]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        handles = []
         for job in jobs:
             environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, int(cores / self.most))))}
             locks: dict[str, int] = {}
@@ -161,13 +160,13 @@ class Local(JobLauncher):
                 named = isinstance(asked, list) and max(asked) < len(self.gpus)
                 locks = _lock_gpus([self.gpus[number] for number in asked] if named else self.gpus, wanted)
                 if not locks:
-                    break
+                    return
                 if not named:
                     environment["CUDA_VISIBLE_DEVICES"] = ",".join(locks)
-            handles.append(start(job, environment, locks.values()))
+            process = start(job, environment, locks.values())
             for lock in locks.values():
                 os.close(lock)  # the job's process has it now
-        return handles
+            yield process
 
 
 def _visible_gpus(accelerator: str) -> list[str]:
@@ -214,7 +213,7 @@ def _lock_gpus(names: Sequence[str], count: int) -> dict[str, int]:
 
 
 @contextmanager
-def _ended_together(running: dict[Job, Handle]) -> Iterator[None]:
+def _ended_together(running: dict[Job, Handle], look_every: float) -> Iterator[None]:
     """When the context is left early, have what runs end with a checkpoint, or at once when it takes too long."""
     try:
         yield
@@ -227,7 +226,7 @@ def _ended_together(running: dict[Job, Handle]) -> Iterator[None]:
                 for handle in running.values():
                     handle.kill()
                 break
-            time.sleep(0.05)
+            time.sleep(look_every)
 
 
 def _job_return(job: Job, now: Standing) -> JobReturn:

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from src.hints import Count, Seed
-from src.sweeping.jobs import Job, Standing, make_jobs, plan
+from src.sweeping.jobs import Job, Standing, is_aside, make_jobs, plan
 from src.sweeping.sweepers import Grid, conclude, saying_how_to_go_on
 
 STUDY = "study.log"
@@ -51,7 +51,8 @@ class Search(Grid):
             return replace(job, common=frozenset(fixed))
 
         sweep = job_of({key: next(_examples(one)) for key, one in space.items()}).sweep  # which checks the settings
-        study = open_study(sweep, fixed, self.seed, self.prune)
+        telling = [str(o.input_line) for o in overrides if not is_aside(str(o.input_line))]
+        study = open_study(sweep, telling, self.seed, self.prune)
         open_trials: dict[Job, list[Trial]] = {}
 
         def draw() -> Iterator[Job]:
@@ -67,8 +68,8 @@ class Search(Grid):
 
         def ended(job: Job, now: Standing) -> None:
             for trial in open_trials.pop(job) if now.kind == "finished" else ():
-                pruned = (job.folder / "stop").exists()
-                study.tell(trial, now.score, TrialState.PRUNED if pruned else TrialState.COMPLETE)
+                pruned = (job.folder / "stop").exists()  # its score is the last that was reported
+                study.tell(trial, None if pruned else now.score, TrialState.PRUNED if pruned else TrialState.COMPLETE)
 
         def look(job: Job, now: Standing) -> None:
             for trial in open_trials[job]:
@@ -76,7 +77,8 @@ class Search(Grid):
                 for epoch, score in now.progress.get("scores", ()):
                     if epoch > 0 and epoch not in known:
                         trial.report(score, int(epoch))
-                if self.prune and trial.should_prune():
+                unfinished = now.progress and now.progress["epoch"] < now.progress["epochs"]
+                if self.prune and unfinished and trial.should_prune():
                     (job.folder / "stop").touch()
 
         with saying_how_to_go_on(sweep):
@@ -88,8 +90,11 @@ class Search(Grid):
             print(f"best of {len(study.trials)} trials, {best.value:.2f}: {job.label}\n{job.folder}")
 
 
-def open_study(sweep: Path, fixed: Sequence[str], seed: int, prune: bool) -> Any:
+def open_study(sweep: Path, telling: Sequence[str], seed: int, prune: bool) -> Any:
     """The search whose folder is `sweep`, new or to go on with.
+
+    Args:
+        telling: the settings and ranges that make it this search.
 
     Raises:
         ValueError: it was begun with other settings.
@@ -109,11 +114,11 @@ def open_study(sweep: Path, fixed: Sequence[str], seed: int, prune: bool) -> Any
     )
     # One that goes on must not draw again what it began with.
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), constant_liar=True)
-    before = study.user_attrs.setdefault("settings", sorted(fixed))
-    if before != sorted(fixed):
-        changed = sorted(set(before) ^ set(fixed))
+    before = study.user_attrs.get("settings", sorted(telling))
+    if before != sorted(telling):
+        changed = sorted(set(before) ^ set(telling))
         raise ValueError(f"{sweep} holds a search of other settings ({', '.join(changed)}): choose another sweep_dir")
-    study.set_user_attr("settings", sorted(fixed))
+    study.set_user_attr("settings", sorted(telling))
     return study
 
 

@@ -1,14 +1,19 @@
 """Jobs on a cluster of Slurm's, by submitit: `hydra/launcher=slurm`."""
 
 import math
+import os
+import re
 import signal
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from src.hints import Count, Plain, Positive, Text
-from src.sweeping.jobs import LOG, Job, start
+from src.sweeping.jobs import Job, say_error, start
 from src.sweeping.launchers import Handle, JobLauncher
 
 NOTE = ".slurm"  # in a job's folder: Slurm's number of it
@@ -67,16 +72,21 @@ class Slurm(JobLauncher):
             if found := self._find(job):
                 handles[job] = found
             else:
+                job.folder.mkdir(parents=True, exist_ok=True)
+                (job.folder / NOTE).write_text("")  # what can't be written is told before anything is submitted
                 alike[self._size(job)].append(job)
         for (nodes, devices, gpus), members in alike.items():
-            executor = self._executor(members[0].sweep)
-            executor.update_parameters(nodes=nodes, tasks_per_node=devices, gpus_per_node=devices if gpus else 0)
-            with executor.batch():
-                submitted = [executor.submit(Task(job)) for job in members]
-            for job, handle in zip(members, submitted, strict=True):
-                job.folder.mkdir(parents=True, exist_ok=True)
-                (job.folder / NOTE).write_text(handle.job_id)
-                handles[job] = Submitted(job, handle)
+            tasks = 1 if self.cluster == "local" else devices  # without srun a run starts its ranks itself
+            try:
+                executor = self._executor(members[0].sweep)
+                executor.update_parameters(nodes=nodes, tasks_per_node=tasks, gpus_per_node=devices if gpus else 0)
+                with executor.batch():
+                    submitted = [executor.submit(Task(job)) for job in members]
+            except RuntimeError as error:  # submitit's: there is no Slurm, or it refuses
+                raise ChildProcessError(f"hydra/launcher=slurm: {error}") from error
+            for job, known in zip(members, submitted, strict=True):
+                (job.folder / NOTE).write_text(known.job_id)
+                handles[job] = Submitted(job, known)
         return [handles[job] for job in jobs]
 
     def _size(self, job: Job) -> tuple[int, int, bool]:
@@ -99,51 +109,79 @@ class Slurm(JobLauncher):
     def _find(self, job: Job) -> "Submitted | None":
         """A job that is in Slurm's queue since an earlier call, or runs."""
         note = job.folder / NOTE
-        if self.cluster == "local" or not note.exists():
+        number = note.read_text() if note.exists() else ""
+        if self.cluster == "local" or not number:
             return None
         from submitit import SlurmJob
 
-        known: Any = SlurmJob(job.sweep / "slurm", note.read_text())
-        return None if known.done(force_check=True) else Submitted(job, known)
+        known: Any = SlurmJob(job.sweep / "slurm", number)
+        gone = known.done(force_check=True) or known.state == "UNKNOWN"
+        return None if gone else Submitted(job, known)
 
 
 class Submitted:
     """A job that Slurm has."""
 
     def __init__(self, job: Job, known: Any) -> None:
-        self.job, self.known = job, known
+        self.job, self.known, self.ended = job, known, False
 
     def poll(self) -> int | None:
+        if self.ended:
+            self.known.get_info("force")  # by itself submitit asks Slurm every ten minutes
         if not self.known.done():
             return None
+        if self.ended:
+            return 1  # there is no result to wait for
         try:
             return max(map(int, self.known.results()), default=0)
         except Exception as error:  # submitit's, of a job that ended without a result, or what the task raised
-            with (self.job.folder / LOG).open("a") as log:
-                log.write(f"error: Slurm's job {self.known.job_id}: {' '.join(str(error).split())[:500]}\n")
+            trace = re.search(r"^-{22}$(.*)^-{22}$", str(error), re.MULTILINE | re.DOTALL)
+            why = trace[1].strip().splitlines()[-1] if trace else error
+            say_error(self.job, f"Slurm's job {self.known.job_id}: {why}")
             return 1
 
     def terminate(self) -> None:
-        self.known.cancel()
+        from submitit import LocalJob
 
-    kill = terminate
+        self.ended = True
+        if not isinstance(self.known, LocalJob):
+            self.known.cancel(check=False)
+        elif not self.known.done():
+            os.kill(int(self.known.job_id), signal.SIGTERM)  # its `cancel` leaves a job a second
+
+    def kill(self) -> None:
+        self.known.cancel(check=False)
 
 
 class Task:
     """What a task of a job does, on whichever node: run its command; tell it when it has to make room."""
 
     def __init__(self, job: Job) -> None:
-        self.job = job
+        self.job, self.ended = job, False
+        self.process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
+        signal.signal(signal.SIGTERM, self._end)
         self.process = start(self.job, {})
-        signal.signal(signal.SIGTERM, lambda number, frame: self.process.terminate())
-        return self.process.wait()
+        status = self.process.wait()
+        if self.ended:
+            sys.exit(128 + signal.SIGTERM)  # without a result: Slurm says whether it is over, or goes on
+        return status
 
     def checkpoint(self) -> Any:
         """Asked for by submitit before it puts the job back into the queue."""
         from submitit.helpers import DelayedSubmission
 
-        self.process.terminate()
-        self.process.wait()
+        self._end()
+        if self.process:
+            with suppress(ChildProcessError):  # Popen's own `wait` holds a lock in what the signal interrupted
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(Task(self.job))
+
+    def _end(self, *signalled: Any) -> None:
+        """Once: a second signal would not leave it the time for a checkpoint."""
+        if self.process is None:
+            sys.exit(128 + signal.SIGTERM)
+        if not self.ended:
+            self.ended = True
+            self.process.terminate()

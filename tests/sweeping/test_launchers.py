@@ -16,6 +16,7 @@ import pytest
 from src.running import runs
 from src.sweeping.jobs import Job, Standing
 from src.sweeping.launchers import Local
+from tests.conftest import Run
 
 ROOT = Path(__file__).parents[2]
 FINISH = """
@@ -43,7 +44,7 @@ class Script(Job):
 
 
 def script(sweep: Path, code: str, devices: Any = 1) -> Script:
-    return Script(sweep, (code,), trainer={"devices": devices, "accelerator": "auto"})
+    return Script(sweep, (code,), trainer={"devices": devices, "num_nodes": 1, "accelerator": "auto"})
 
 
 def local(most: int, *gpus: str) -> Local:
@@ -162,3 +163,46 @@ def test_what_runs_ends_with_the_sweep(tmp_path: Path, number: int) -> None:
 def test_a_job_that_asks_for_more_gpus_than_there_are_is_told_so_by_itself(tmp_path: Path) -> None:
     job = script(tmp_path, "raise SystemExit('error: this machine has 2')", devices=3)
     assert local(2, "0", "1").run(iter([job]), 1)[job].text == "this machine has 2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hydra.launcher.jobs=0"], "hydra.launcher.jobs=0: must be a whole number of at least 1 or null"),
+        (["hydra/launcher=slurm", "hydra.launcher.minutes=0"], "hydra.launcher.minutes=0: must be a whole number of"),
+        (["hydra/launcher=ray", "hydra.launcher.cpus=few"], "hydra.launcher.cpus=few: must be a number above 0"),
+        (["hydra/launcher=basic"], "hydra/launcher=basic: choose one of conf/"),
+        (["hydra.launcher.job=2"], "Could not override 'hydra.launcher.job'"),
+        (["method.temperature=0.1,abc"], "method.temperature=abc: must be a number above 0"),
+        (["embedding_dim=16,32", "method.temprature=1"], "Could not override 'method.temprature'"),
+        (["seed=1,2", "run_dir=runs/x"], "run_dir=runs/x: the runs of a multirun have folders of their own, in sweep_"),
+        (["seed=1,01"], "seed=01 is no other run than seed=1"),
+        (["sweep_dir=/proc/none"], "[Errno 2] No such file or directory: '/proc/none'"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_before_anything_starts(
+    run: Run, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = run("src.train", "-m", "seed=1,2", "trainer.accelerator=cpu", f"sweep_dir={tmp_path}/sweep", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_log_that_cannot_be_written_ends_the_sweep_and_what_runs(tmp_path: Path) -> None:
+    """A full disk is none of a job's failures."""
+    pid = tmp_path / "pid"
+    waits = script(tmp_path, f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+    bad = script(tmp_path, FINISH)
+    (bad.folder / "log.txt").mkdir(parents=True)
+    started = time.monotonic()
+
+    def draw() -> Iterator[Job]:
+        yield waits
+        yield bad
+
+    with pytest.raises(IsADirectoryError):
+        local(2).run(draw(), 2)
+    assert time.monotonic() - started < 30
+    assert not pid.exists() or not Path(f"/proc/{pid.read_text()}").exists()
