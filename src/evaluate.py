@@ -6,7 +6,6 @@ if __name__ == "__main__":
     signals.listen()  # also while the rest is imported
 
 from pathlib import Path
-from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -21,8 +20,7 @@ def main(config: DictConfig) -> None:
     from src import settings
     from src.running import runs
 
-    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    settings.check(plain, settings.EVALUATE)
+    settings.check(cli.settled(config), settings.EVALUATE)
     folder, which = Path(config.run), config.checkpoint
     if folder.is_file():
         folder, which = folder.absolute().parent.parent, folder.stem
@@ -31,8 +29,7 @@ def main(config: DictConfig) -> None:
     saved.dataset.gallery, saved.dataset.cache_dir = saved.protocol.gallery, config.cache_dir
     if "pretrained" in saved.backbone:
         saved.backbone.pretrained = False  # the checkpoint has every weight
-    merged: Any = OmegaConf.to_container(saved)
-    settings.check(merged)
+    settings.check(cli.settled(saved))
 
     import pytorch_lightning as pl
 

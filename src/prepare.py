@@ -5,10 +5,9 @@ from src.running import signals
 if __name__ == "__main__":
     signals.listen()  # also while the rest is imported
 
-from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src.running import cli
 
@@ -19,8 +18,7 @@ def main(config: DictConfig) -> None:
     """Download or read the images, decode them into the store, and say what is in it."""
     from src import settings
 
-    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    settings.check(plain)
+    settings.check(cli.settled(config))
 
     from hydra.utils import instantiate
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from src.reporting.results import find_results
 from src.reporting.table import table
 from src.running import cli
-from src.sweeping.jobs import find_unfinished
+from src.sweeping.jobs import find_runs
 
 
 def main() -> None:
@@ -26,13 +26,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.figure and not options.figure.parent.is_dir():
         raise FileNotFoundError(f"--figure {options.figure}: there is no folder {options.figure.parent}")
-    unfinished = find_unfinished(options.folder)
-    for run, now in unfinished.items():
-        print(f"{now.kind:9}{run}  {now.text}".rstrip())
-    if unfinished:
-        counts = Counter(now.kind for now in unfinished.values())
-        print(f"Not finished: {', '.join(f'{count} {kind}' for kind, count in counts.items())}\n")
-        if not any(next(folder.rglob("results.json"), None) for folder in options.folder):
+    found = find_runs(options.folder)
+    for run, now in found.items():
+        if now.kind != "finished":
+            print(f"{now.kind:9}{run}  {now.text}".rstrip())
+    counts = Counter(now.kind for now in found.values())
+    if counts.keys() - {"finished"}:
+        print(f"{len(found)} runs: {', '.join(f'{count} {kind}' for kind, count in counts.items())}\n")
+        if not counts["finished"]:
             return
     results, left_out = find_results(options.folder)
     print(table(results))

@@ -24,8 +24,7 @@ def main(config: DictConfig) -> float:
     """One run of the composed config; returns the monitored score of its last epoch, which a sweeper can maximise."""
     from src import settings
 
-    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    settings.check(plain)
+    settings.check(cli.settled(config))
     OmegaConf.resolve(config)
 
     from src.running import ranks, runs

@@ -10,6 +10,8 @@ import pytest
 from src.reporting.figure import draw
 from src.reporting.results import PAPER, find_results, group_by_setting, paper_numbers
 from src.reporting.table import table
+from src.running import runs
+from src.sweeping.jobs import Job, note_failure, plan
 from tests.conftest import ROOT, Run
 
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
@@ -178,3 +180,21 @@ def test_a_figure_for_a_folder_that_is_not_there(run: Run, sweep: Path) -> None:
     done = run("src.report", str(sweep), "--figure", str(sweep / "none" / "x.png"))
     assert done.returncode == 1
     assert done.stderr == f"error: --figure {sweep}/none/x.png: there is no folder {sweep}/none\n"
+
+
+def test_a_sweep_can_be_looked_at_while_it_runs(run: Run, tmp_path: Path) -> None:
+    jobs = [Job(tmp_path, (f"seed={number}",)) for number in range(3)]
+    plan(tmp_path, jobs)
+    for job in jobs[:2]:
+        job.folder.mkdir()
+    note_failure(jobs[1], 1)
+    with runs.claimed(jobs[0].folder):
+        progress = {"epoch": 3, "epochs": 9, "monitor": "knn/top1", "scores": [[3, 40.5]], "seconds_left": 400}
+        runs.write_progress(jobs[0].folder, progress)
+        done = run("src.report", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0].startswith(f"running  {jobs[0].folder}  epoch 3 of 9, knn/top1 40.50, 7 min left; process ")
+    assert said[1].startswith(f"failed   {jobs[1].folder}")
+    assert said[2] == f"waiting  {jobs[2].folder}"
+    assert said[3] == "3 runs: 1 running, 1 failed, 1 waiting"

@@ -5,9 +5,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src.running import signals
@@ -57,6 +58,16 @@ def telling_mistakes(function: Callable[P, R]) -> Callable[P, R]:
             sys.exit(f"error: {explain(error)}")
 
     return call
+
+
+def settled(config: DictConfig) -> dict[str, Any]:
+    """A composed config, resolved, in plain dicts.
+
+    Raises:
+        MissingMandatoryValue: a setting that must be given is not.
+    """
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return dict(plain)
 
 
 def explain(error: BaseException) -> str:

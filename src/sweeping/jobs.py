@@ -14,12 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf, open_dict
+from omegaconf import open_dict
 
 from src import settings
 from src.running import runs
 from src.running.checkpoints import has_checkpoint
-from src.running.cli import FULL, PARENT, SHOWN
+from src.running.cli import FULL, PARENT, SHOWN, settled
 
 # Settings that make no other run of it.
 ASIDE = ("run_dir", "sweep_dir", "cache_dir", "logger", "trainer.enable_progress_bar")
@@ -141,11 +141,6 @@ def make_jobs(config: Any, loader: Any, batch: Iterable[Sequence[str]]) -> list[
     return list(jobs.values())
 
 
-def settled(config: Any) -> Any:
-    """A config, resolved, in plain dicts."""
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-
-
 def standing(folder: Path) -> Standing:
     """Read from a run's folder, whoever writes it and wherever."""
     if (folder / "results.json").exists():
@@ -194,8 +189,8 @@ def planned(sweep: Path) -> dict[str, list[str]]:
         raise ValueError(f"{path} is no sweep's plan ({type(error).__name__}: {error})") from error
 
 
-def find_unfinished(folders: Iterable[Path]) -> dict[Path, Standing]:
-    """How the runs in `folders` and below stand that are not finished, those included that a sweep has yet to begin.
+def find_runs(folders: Iterable[Path]) -> dict[Path, Standing]:
+    """How the runs in `folders` and below stand, those included that a sweep has yet to begin.
 
     Raises:
         ValueError: a sweep's plan is damaged.
@@ -203,8 +198,7 @@ def find_unfinished(folders: Iterable[Path]) -> dict[Path, Standing]:
     begun = {path.parent for folder in folders for path in folder.rglob("config.yaml")}
     sweeps = [path.parent for folder in folders for path in folder.rglob(PLAN)]
     to_come = {sweep / name for sweep in sweeps for name in planned(sweep)}
-    stand = {folder: standing(folder) for folder in sorted(begun | to_come)}
-    return {folder: now for folder, now in stand.items() if now.kind != "finished"}
+    return {folder: standing(folder) for folder in sorted(begun | to_come)}
 
 
 def start(job: Job, environment: Mapping[str, str], hold: Iterable[int] = ()) -> subprocess.Popen[bytes]:

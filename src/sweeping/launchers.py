@@ -21,8 +21,9 @@ from omegaconf import DictConfig
 
 from src import settings
 from src.hints import Count
+from src.running.cli import settled
 from src.sweeping.board import Board
-from src.sweeping.jobs import Job, Standing, make_jobs, note_failure, settled, standing, start
+from src.sweeping.jobs import Job, Standing, make_jobs, note_failure, standing, start
 
 PATIENCE = 60  # seconds that jobs have to write their checkpoints when the sweep ends before them
 HELD = 5  # seconds between two looks at a job that another sweep runs

@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 from src import settings
 from src.reporting.results import find_results
 from src.reporting.table import table
-from src.sweeping.jobs import LOG, Job, Standing, make_jobs, plan, settled
+from src.running.cli import settled
+from src.sweeping.jobs import LOG, Job, Standing, make_jobs, plan
 from src.sweeping.launchers import JobLauncher
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from src.running import runs
-from src.sweeping.jobs import FAILURE, HEADING, LOG, Job, find_unfinished, note_failure, plan, planned, standing
+from src.sweeping.jobs import FAILURE, HEADING, LOG, Job, find_runs, note_failure, plan, planned, standing
 
 
 def job(sweep: Path, *overrides: str, **more: Any) -> Job:
@@ -61,7 +61,7 @@ def test_how_a_run_stands(tmp_path: Path) -> None:
         now = standing(run.folder)
         assert now.kind == "running"
         assert now.text.startswith("epoch 3 of 9, knn/top1 40.50, 1 h 7 min left; process ")
-        assert find_unfinished([tmp_path])[tmp_path / "seed=2"].kind == "waiting"
+        assert find_runs([tmp_path])[tmp_path / "seed=2"].kind == "waiting"
     (run.folder / "checkpoints").mkdir()
     (run.folder / "checkpoints" / "last.ckpt").touch()
     assert standing(run.folder).kind == "cut off"
@@ -73,7 +73,10 @@ def test_how_a_run_stands(tmp_path: Path) -> None:
     (run.folder / FAILURE).unlink()
     note_failure(run, 1)
     assert standing(run.folder).score == 50.0
-    assert list(find_unfinished([tmp_path])) == [tmp_path / "seed=2"]
+    assert {run.name: now.kind for run, now in find_runs([tmp_path]).items()} == {
+        "seed=1": "finished",
+        "seed=2": "waiting",
+    }
     (run.folder / "results.json").write_text("{")
     assert standing(run.folder).kind == "failed"
 
