@@ -121,6 +121,8 @@ def make_trainer(
         enable_model_summary=False,
     )
     # The signals are ours (`src.running.signals`): Lightning would answer SIGTERM with an exchange between ranks, which
-    # the others need not be ready for, and under Slurm SIGUSR1 with a checkpoint and a job of its own.
+    # the others need not be ready for, and under Slurm SIGUSR1 with a checkpoint and a job of its own; and it would ask
+    # the other ranks at every step, which waits for the device, whether SIGTERM came.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
