@@ -17,13 +17,14 @@ class Board:
 
     def __init__(self, total: int) -> None:
         self.console = Console(soft_wrap=True)
+        self.watched = self.console.is_terminal
         columns = (
             TextColumn("{task.description}"),
             BarColumn(20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[said]}"),
         )
-        self.bars = Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
+        self.bars = Progress(*columns, console=self.console, disable=not self.watched, transient=True)
         self.whole = self.bars.add_task("runs", total=total, said="")
         self.lines: dict[Job, TaskID] = {}
 
@@ -44,7 +45,7 @@ class Board:
         """Bring the line of a job that runs up to date."""
         if now.progress:
             done, total = now.progress["epoch"], now.progress["epochs"]
-            self.bars.update(self.lines[job], completed=done, total=total, said=now.text.partition("; ")[0])
+            self.bars.update(self.lines[job], completed=done, total=total, said=now.text)
 
     def ended(self, job: Job, now: Standing, before: bool = False) -> None:
         """Of a job that is finished, maybe was so `before`, or has failed."""

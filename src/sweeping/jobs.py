@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -150,19 +150,29 @@ def standing(folder: Path) -> Standing:
         except (ValueError, KeyError, TypeError) as error:
             return Standing("failed", str(error))
         return Standing("finished", f"{results['monitor']} {score:.2f}", score)
-    progress = runs.read_progress(folder)
-    reached = ""
-    if progress:
-        scored = f", {progress['monitor']} {progress['scores'][-1][1]:.2f}" if progress["scores"] else ""
-        reached = f"epoch {progress['epoch']} of {progress['epochs']}{scored}"
+    now = under_way(folder)
     if holder := runs.holder(folder):
-        left = f", {_duration(progress['seconds_left'])} left" if progress else ""
-        return Standing("running", f"{reached or 'not scored yet'}{left}; {holder}", progress=progress)
+        return replace(now, text=f"{now.text}; {holder}")
+    progress = now.progress
     if (folder / FAILURE).exists():
         return Standing("failed", (folder / FAILURE).read_text(), progress=progress)
     if has_checkpoint(folder):
-        return Standing("cut off", reached, progress=progress)
+        return Standing("cut off", _reached(progress), progress=progress)
     return Standing("waiting")
+
+
+def under_way(folder: Path) -> Standing:
+    """How a run stands that is known to be running; `standing` asks for its holder too, which takes far longer."""
+    progress = runs.read_progress(folder)
+    left = f", {_duration(progress['seconds_left'])} left" if progress else ""
+    return Standing("running", f"{_reached(progress) or 'not scored yet'}{left}", progress=progress)
+
+
+def _reached(progress: Mapping[str, Any]) -> str:
+    if not progress:
+        return ""
+    scored = f", {progress['monitor']} {progress['scores'][-1][1]:.2f}" if progress["scores"] else ""
+    return f"epoch {progress['epoch']} of {progress['epochs']}{scored}"
 
 
 def plan(sweep: Path, jobs: Iterable[Job]) -> None:

@@ -23,7 +23,7 @@ from src import settings
 from src.hints import Count
 from src.running.cli import settled
 from src.sweeping.board import Board
-from src.sweeping.jobs import Job, Standing, make_jobs, note_failure, standing, start
+from src.sweeping.jobs import Job, Standing, make_jobs, note_failure, standing, start, under_way
 
 PATIENCE = 60  # seconds that jobs have to write their checkpoints when the sweep ends before them
 HELD = 5  # seconds between two looks at a job that another sweep runs
@@ -73,7 +73,7 @@ class JobLauncher(Launcher):
         jobs: Iterator[Job],
         total: int,
         ended: Callable[[Job, Standing], object] = lambda job, now: None,
-        look: Callable[[Job, Standing], object] = lambda job, now: None,
+        look: Callable[[Job, Standing], object] | None = None,
     ) -> dict[Job, Standing]:
         """Run all of `jobs`, drawn as there is room, so that they may depend on how those before ended.
 
@@ -127,10 +127,11 @@ class JobLauncher(Launcher):
                         del running[job]
                         note_failure(job, status)
                         sort(job)
-                    else:
-                        now = standing(job.folder)
+                    elif look or board.watched:
+                        now = under_way(job.folder)
                         board.look(job, now)
-                        look(job, now)
+                        if look:
+                            look(job, now)
 
 
 class Local(JobLauncher):

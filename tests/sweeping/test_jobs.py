@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from src.running import runs
-from src.sweeping.jobs import FAILURE, HEADING, LOG, Job, find_runs, note_failure, plan, planned, standing
+from src.sweeping.jobs import FAILURE, HEADING, LOG, Job, find_runs, note_failure, plan, planned, standing, under_way
 
 
 def job(sweep: Path, *overrides: str, **more: Any) -> Job:
@@ -61,6 +61,7 @@ def test_how_a_run_stands(tmp_path: Path) -> None:
         now = standing(run.folder)
         assert now.kind == "running"
         assert now.text.startswith("epoch 3 of 9, knn/top1 40.50, 1 h 7 min left; process ")
+        assert now.text.startswith(f"{under_way(run.folder).text}; ")
         assert find_runs([tmp_path])[tmp_path / "seed=2"].kind == "waiting"
     (run.folder / "checkpoints").mkdir()
     (run.folder / "checkpoints" / "last.ckpt").touch()
