@@ -33,7 +33,9 @@ class Ray(JobLauncher):
             raise ImportError("hydra/launcher=ray needs Ray: pip install '.[ray]'") from error
         if not ray.is_initialized():
             try:
-                ray.init(self.address or "local", log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
+                ray.init(
+                    self.address or "local", log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING
+                )
             except ConnectionError as error:
                 raise ConnectionError(f"hydra.launcher.address={self.address}: {error}") from error
         rooms = [node["Resources"] for node in ray.nodes() if node["Alive"]]

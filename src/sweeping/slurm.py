@@ -165,9 +165,7 @@ class Task:
         self.process = start(self.job, {})
         status = self.process.wait()
         if self.ended:
-            sys.exit(
-                128 + signal.SIGTERM
-            )  # without a result: Slurm says whether it is over, or goes on
+            sys.exit(128 + signal.SIGTERM)  # without a result: Slurm says whether it is over, or goes on
         return status
 
     def checkpoint(self) -> Any:

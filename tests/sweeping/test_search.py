@@ -181,7 +181,10 @@ def test_held_out_images_decide(run: Run, tmp_path: Path) -> None:
     assert {results["monitor"] for results in found} == {"validation/knn/top1"}
     study = optuna.load_study(study_name="search", storage=storage(tmp_path / "sweep"))
     assert sorted(trial.value for trial in study.trials) == sorted(r["last"]["validation/knn/top1"] for r in found)
-    assert f"best of 2 trials, {study.best_value:.2f}: optimizer.lr={study.best_params['optimizer.lr']:.4g}\n" in done.stdout
+    assert (
+        f"best of 2 trials, {study.best_value:.2f}: optimizer.lr={study.best_params['optimizer.lr']:.4g}\n"
+        in done.stdout
+    )
 
 
 @pytest.mark.parametrize(
