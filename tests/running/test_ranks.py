@@ -1,7 +1,9 @@
 """Ranks end together: with one that fails, with one that is killed, and with the process that started them."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from src.running.ranks import spawn
-from tests.conftest import ROOT
+from src.running.ranks import find_cluster, spawn
+from tests.conftest import ROOT, Run
 
 
 def _work(folder: Path, what: str) -> None:
@@ -73,3 +75,92 @@ def test_they_do_not_outlive_their_parent(tmp_path: Path, number: signal.Signals
     while any(process.exists() for process in ranks) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(process.exists() for process in ranks)
+
+
+def test_two_nodes_give_the_numbers_of_one(run: Run, tmp_path: Path, cache: Path) -> None:
+    """Processes that torchrun started, one a node, and processes that srun did, as its variables say."""
+    options = ["dataset.limit=200", "dataset.batch_size=16", "trainer.max_epochs=1", "protocol.metrics.knn.k=20"]
+    options += ["trainer=ddp", "trainer.accelerator=cpu", "logger=none"]
+    one = run("src.train", *options, "trainer.devices=2", f"run_dir={tmp_path / 'one'}")
+    assert one.returncode == 0, one.stderr
+    several = [*options, "trainer.devices=1", "trainer.num_nodes=2"]
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_NNODES": "2"}
+    slurm |= {"SLURM_LOCALID": "0", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    torchrun = ["torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
+    torchrun += [f"--master_port={free_port()}"]
+    for name in ("torchrun", "srun"):
+        processes = []
+        for node in ("0", "1"):
+            launcher = [*torchrun, f"--node_rank={node}", "-m", "src.train"] if name == "torchrun" else ["src.train"]
+            said = (tmp_path / f"{name}-{node}").open("w")
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", *launcher, *several, f"run_dir={tmp_path / name}"],
+                    cwd=ROOT,
+                    env=os.environ
+                    | {"ISIF_CACHE": str(cache)}
+                    | (slurm | {"SLURM_PROCID": node, "SLURM_NODEID": node} if name == "srun" else {}),
+                    stdout=said,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+        for node, process in enumerate(processes):
+            assert process.wait(300) == 0, (tmp_path / f"{name}-{node}").read_text()
+        assert history(tmp_path / name) == history(tmp_path / "one")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    rows = json.loads((folder / "results.json").read_text())["history"]
+    return [{key: value for key, value in row.items() if key != "train/images_per_s"} for row in rows]
+
+
+SRUN = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "4", "GROUP_RANK": "0", "LOCAL_RANK": "0"}
+TORCHRUN |= {"LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"), [(SRUN, "SLURM"), (TORCHRUN, "TorchElastic"), (SRUN | TORCHRUN, "TorchElastic")]
+)
+def test_whose_processes_these_are(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], name: str) -> None:
+    assert find_cluster(2, 1) is None
+    with pytest.raises(ValueError, match=r"^trainer.num_nodes=2: start its processes by srun or torchrun"):
+        find_cluster(2, 2)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    assert type(find_cluster(2, 2)).__name__ == f"{name}Environment"
+    with pytest.raises(ValueError, match=rf"^trainer.devices=2 on each of trainer.num_nodes=3 are 6 .* but {name} sta"):
+        find_cluster(2, 3)
+
+
+def test_a_batch_script_and_srun_of_one_process_are_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert find_cluster(2, 1) is None
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert find_cluster(2, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["trainer.devices=2", "trainer.num_nodes=2"], SRUN, "run_dir: give all processes of the run the same one"),
+        (["trainer.devices=2", "run_dir=RUN"], SRUN, "trainer.devices=2 on each of trainer.num_nodes=1 are 2 "),
+        (["trainer.num_nodes=2", "run_dir=RUN"], {}, "trainer.num_nodes=2: start its processes by srun or torch"),
+    ],
+)
+def test_a_run_of_several_nodes_that_cannot_be(
+    run: Run, tmp_path: Path, arguments: list[str], environment: dict[str, str], message: str
+) -> None:
+    arguments = [argument.replace("RUN", str(tmp_path / "run")) for argument in arguments]
+    done = run("src.train", "trainer=ddp", "trainer.accelerator=cpu", *arguments, **environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 1

@@ -15,7 +15,7 @@ from tests.sweeping.test_slurm import lives, until
 
 ray = pytest.importorskip("ray", reason="pip install '.[ray]'")
 
-# Says where it is, and stays there until another is on the other node, or is told to end.
+# Says where it is, waits for others to do so, and stays, where it is not there again.
 MEET = f"""
 import os, pathlib, signal, sys, time
 from src.running import signals
@@ -31,7 +31,7 @@ with (folder / "at").open("a") as at:
 deadline = time.monotonic() + 30
 while len(list(folder.parent.glob("*/at"))) < others and time.monotonic() < deadline:
     time.sleep(0.02)
-time.sleep(stay)
+time.sleep(stay if (folder / "at").read_text().count("\\n") == 1 else 0)
 {FINISH}
 """
 
@@ -77,7 +77,7 @@ def test_jobs_run_on_both_nodes_and_a_failure_leaves_them_alone(tmp_path: Path, 
 
 def test_a_job_whose_node_is_lost_goes_on_on_another(tmp_path: Path, nodes: dict[str, Any]) -> None:
     lost = nodes["cluster"].add_node(num_cpus=2, env_vars={"NODE": "lost"})
-    job = meeting(tmp_path, 0, stay=3, accelerator="cpu")
+    job = meeting(tmp_path, 0, stay=60, accelerator="cpu")
     ended: dict[Job, Standing] = {}
     sweep = threading.Thread(target=lambda: ended.update(launcher(cpus=2).run(iter([job]), 1)), daemon=True)
     sweep.start()
