@@ -55,9 +55,9 @@ def torture(launcher: list[str], kills: int, place: Path) -> list[str]:
     seen: dict[Path, int] = {}
     for number in range(kills):
         child = start([*settings, f"sweep_dir={sweep}"], log)
-        while len(finished(sweep)) < number * COUNT // (kills + 1) and os.waitpid(child, os.WNOHANG) == (0, 0):
+        while len(finished(sweep)) < number * (COUNT - 1) // (kills + 1):
             time.sleep(0.05)
-        time.sleep(random.uniform(0, longest / COUNT))
+        time.sleep(random.uniform(0, 2 * longest / COUNT))
         how = random.choice(WAYS)
         if how is None:
             said = "one of its runs" if end_one_run(sweep) else "nothing"
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     random.seed(options.seed)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where this was started in the background
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as place:
         wrong = torture(options.launcher, options.kills, Path(place))

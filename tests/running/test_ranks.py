@@ -104,8 +104,8 @@ def test_two_nodes_give_the_numbers_of_one(run: Run, tmp_path: Path, cache: Path
                     stderr=subprocess.STDOUT,
                 )
             )
-        for node, process in enumerate(processes):
-            assert process.wait(300) == 0, (tmp_path / f"{name}-{node}").read_text()
+        for number, process in enumerate(processes):
+            assert process.wait(300) == 0, (tmp_path / f"{name}-{number}").read_text()
         assert history(tmp_path / name) == history(tmp_path / "one")
 
 
