@@ -1,6 +1,7 @@
 """Jobs on a cluster of Ray's, by its own interface: `hydra/launcher=ray`."""
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -48,7 +49,8 @@ class Ray(JobLauncher):
                     "see hydra.launcher.gpus and hydra.launcher.cpus"
                 )
             task = ray.remote(num_cpus=self.cpus, num_gpus=gpus, max_retries=-1)(_run)
-            yield Submitted(job, task.remote(job))
+            ours = {name: value for name, value in os.environ.items() if name.startswith(("ISIF_", "WANDB_"))}
+            yield Submitted(job, task.remote(job, ours))
 
 
 class Submitted:
@@ -79,9 +81,9 @@ class Submitted:
         ray.cancel(self.task, force=True)
 
 
-def _run(job: Job) -> int:
+def _run(job: Job, environment: dict[str, str]) -> int:
     """On whichever node: run the job's command; end it with a checkpoint where Ray wants it ended."""
-    process = start(job, {})
+    process = start(job, environment)
     try:
         while (status := process.poll()) is None:
             time.sleep(0.2)  # what Ray interrupts, unlike process.wait()
