@@ -46,6 +46,12 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heard() -> None:
+    """As a shell starts what runs in the background, Ctrl-C is ignored, and so by every process that a test starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @dataclass
 class Server:
     """Files by name; `cut[name]` breaks the first answer off after so many bytes; `asked` is the log of ranges."""
