@@ -81,6 +81,7 @@ OTHERS: Mapping[str, Group] = {
         "sync_batchnorm": bool | Literal["auto"],
         "enable_progress_bar": bool,
     },
+    "pytorch_lightning.strategies.DDPStrategy": {"broadcast_buffers": bool},
     "pytorch_lightning.loggers.TensorBoardLogger": {"name": str, "version": str},
     "torch.optim": {"lr": Positive, "momentum": Momentum, "weight_decay": NonNegative, "nesterov": bool},
 }
