@@ -47,8 +47,9 @@ def defines(target: str) -> bool:
 
 def signature(target: str) -> Signature:
     """Of the class or function `target`, `src.….Name`, with what it hands on to its base class as `**kwargs`."""
-    module = _read(target.rpartition(".")[0])
-    node = module.defined[target.rpartition(".")[2]]
+    home, _, name = target.rpartition(".")
+    module = _read(home)
+    node = module.defined[name]
     if isinstance(node, ast.FunctionDef):
         return _of_function(module, node)
     inits = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
@@ -56,8 +57,9 @@ def signature(target: str) -> Signature:
         fields = {part.target.id: module.hint(part.annotation) for part in node.body if _is_field(part)}  # type: ignore
         return Signature(fields, frozenset(fields))
     own = _of_function(module, inits[0]) if inits else Signature(takes_others=True)
-    base = module.imported.get(ast.unparse(node.bases[0])) if own.takes_others and node.bases else None
-    if base is None or not defines(base):
+    above = ast.unparse(node.bases[0]) if own.takes_others and node.bases else ""
+    base = module.imported.get(above, f"{home}.{above}")  # imported, or of the same module
+    if not defines(base):
         return own if inits else Signature()
     inherited = signature(base)
     hints = {**own.hints, **inherited.hints}

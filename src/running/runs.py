@@ -104,10 +104,15 @@ def saying_how_to_go_on(folder: Path, overrides: Sequence[str]) -> Iterator[None
         yield
     except BaseException:
         if has_checkpoint(folder):
-            kept = [override for override in overrides if not override.startswith("run_dir=")]
-            command = shlex.join(["python", "-m", "src.train", *kept, f"run_dir={folder}"])
+            command = command_in("run_dir", folder, overrides)
             print(f"Not finished; this goes on from the last checkpoint: {command}", flush=True)
         raise
+
+
+def command_in(key: str, folder: Path, arguments: Sequence[str]) -> str:
+    """The line that has `src.train` do what `arguments` say in `folder`, as its setting `key`."""
+    kept = [argument for argument in arguments if not argument.startswith(f"{key}=")]
+    return shlex.join(["python", "-m", "src.train", *kept, f"{key}={folder}"])
 
 
 def load_config(folder: Path) -> DictConfig:

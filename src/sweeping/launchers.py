@@ -143,9 +143,6 @@ class Local(JobLauncher):
         jobs: as in `JobLauncher`; None: as many as there are GPUs, on a CPU one.
     """
 
-    def __init__(self, jobs: Count | None) -> None:
-        super().__init__(jobs)
-
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.gpus = _visible_gpus(config.trainer.accelerator)

@@ -35,8 +35,10 @@ class Search(Grid):
         from optuna.trial import Trial, TrialState
 
         overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(arguments)
-        space = {override.get_key_element(): distribution(override) for override in overrides if _is_range(override)}
-        fixed = [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in overrides if not _is_range(o)]
+        ranges = [override for override in overrides if override.is_sweep_override()]
+        space = {override.get_key_element(): distribution(override) for override in ranges}
+        others = [override for override in overrides if override not in ranges]
+        fixed = [f"{override.get_key_element()}={override.get_value_element_as_str()}" for override in others]
         if not space:
             raise ValueError("hydra/sweeper=optuna: give a range to search, as optimizer.lr=interval(0.01,0.1)")
         if self.config.dataset.validation is None:
@@ -50,7 +52,8 @@ class Search(Grid):
             (job,) = make_jobs(self.config, self.loader, [[*fixed, *(spelled(key, values[key]) for key in space)]])
             return replace(job, common=frozenset(fixed))
 
-        sweep = job_of({key: next(_examples(one)) for key, one in space.items()}).sweep  # which checks the settings
+        examples = {key: one.choices[0] if hasattr(one, "choices") else one.low for key, one in space.items()}
+        sweep = job_of(examples).sweep  # which checks the settings
         telling = [str(o.input_line) for o in overrides if not is_aside(str(o.input_line))]
         study = open_study(sweep, telling, self.seed, self.prune)
         open_trials: dict[Job, list[Trial]] = {}
@@ -139,11 +142,3 @@ def distribution(override: Override) -> Any:
 def spelled(key: str, value: Any) -> str:
     """The override that a trial's run is made with: four digits of a number are enough."""
     return f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
-
-
-def _is_range(override: Override) -> bool:
-    return override.is_sweep_override()
-
-
-def _examples(one: Any) -> Iterator[Any]:
-    yield from one.choices if hasattr(one, "choices") else (one.low, one.high)

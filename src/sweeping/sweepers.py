@@ -1,6 +1,5 @@
 """Which jobs a sweep has: Hydra's sweepers; `hydra/sweeper=grid` takes every combination of the values given."""
 
-import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from src import settings
 from src.reporting.results import find_results
 from src.reporting.table import table
 from src.running.cli import settled
+from src.running.runs import command_in
 from src.sweeping.jobs import LOG, Job, Standing, make_jobs, plan
 from src.sweeping.launchers import JobLauncher
 
@@ -50,8 +50,7 @@ def saying_how_to_go_on(sweep: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        kept = [argument for argument in sys.argv[1:] if not argument.startswith("sweep_dir=")]
-        command = shlex.join(["python", "-m", "src.train", *kept, f"sweep_dir={sweep}"])
+        command = command_in("sweep_dir", sweep, sys.argv[1:])
         print(f"Not finished; this goes on with what is left: {command}", flush=True)
         raise
 
