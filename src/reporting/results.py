@@ -6,21 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.running.runs import flat, read_results
+from src.running import runs
 
 PAPER = Path(__file__).parent / "paper.csv"
 Result = Mapping[str, Any]
 # Settings that two runs may differ in without being two experiments.
-ASIDE = (
-    "seed",
-    "run_dir",
-    "sweep_dir",
-    "cache_dir",
-    "logger",
-    "dataset.seed",
-    "callbacks",
-    "trainer.enable_progress_bar",
-)
+ASIDE = (*runs.ASIDE, "seed", "dataset.seed", "callbacks")
 
 
 def find_results(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -36,13 +27,13 @@ def find_results(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[st
     left_out = []
     for path in paths:
         try:
-            results = read_results(path.parent)
+            results = runs.read_results(path.parent)
             check_results(results)
         except (OSError, ValueError) as error:
             left_out.append(f"{path}: {error}")
             continue
         key = json.dumps(
-            [(name, value) for name, value in flat(results["config"]).items() if _counts(name)], default=str
+            [(name, value) for name, value in runs.flat(results["config"]).items() if _counts(name)], default=str
         )
         if key in found:
             left_out.append(f"{path.parent} has the config and the seed of {found[key][0].parent}")
@@ -92,7 +83,7 @@ def group_by_setting(results: Sequence[Result]) -> dict[str, list[Result]]:
     groups: dict[str, list[Result]] = {}
     for name, members in alike.items():
         settings = [
-            {key: value for key, value in flat(r["config"]).items() if not key.startswith(ASIDE)} for r in members
+            {key: value for key, value in runs.flat(r["config"]).items() if not key.startswith(ASIDE)} for r in members
         ]
         differ = sorted(key for key in set().union(*settings) if len({str(s.get(key)) for s in settings}) > 1)
         for result, setting in zip(members, settings, strict=True):

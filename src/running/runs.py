@@ -17,9 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from src import settings
 from src.running.checkpoints import has_checkpoint
 
+# Settings that make no other run: where things lie, and how it is watched.
+ASIDE = ("run_dir", "sweep_dir", "cache_dir", "logger", "trainer.enable_progress_bar")
 # What may change when a run goes on: none of it alters what an epoch learns.
-FREE = ("trainer.max_epochs", "trainer.enable_progress_bar", "logger", "run_dir", "sweep_dir")
-PLACES = ("cache_dir", "dataset.cache_dir", "backbone.cache_dir")
+FREE = (*ASIDE, "trainer.max_epochs", "dataset.cache_dir", "backbone.cache_dir")
 LOCK, HOLDER, PROGRESS = ".lock", ".holder", "progress.json"
 PROBED = 1  # seconds: who only asks for the holder has the lock for a moment
 MOST, DEEPEST = 2**17, 20  # characters and levels that a config has
@@ -86,7 +87,7 @@ def begin(folder: Path, config: DictConfig) -> None:
         changed = [
             key
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not key.startswith(FREE) and key not in PLACES
+            if before.get(key) != now.get(key) and not key.startswith(FREE)
         ]
         if changed:
             differences = ", ".join(f"{key}: {before.get(key)} became {now.get(key)}" for key in changed[:5])

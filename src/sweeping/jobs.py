@@ -21,8 +21,6 @@ from src.running import runs
 from src.running.checkpoints import has_checkpoint
 from src.running.cli import FULL, PARENT, SHOWN, settled
 
-# Settings that make no other run of it.
-ASIDE = ("run_dir", "sweep_dir", "cache_dir", "logger", "trainer.enable_progress_bar")
 LONGEST = 160  # characters of a folder's name
 PLAN, LOG, FAILURE = "sweep.json", "log.txt", ".failure"
 HEADING = "$ "  # of what one command wrote into the log
@@ -92,7 +90,7 @@ class Standing:
 def is_aside(override: str) -> bool:
     """Whether a setting, `key=value`, makes no other run."""
     key = override.lstrip("+~").partition("=")[0]
-    return any(key == name or key.startswith(f"{name}.") for name in ASIDE)
+    return any(key == name or key.startswith(f"{name}.") for name in runs.ASIDE)
 
 
 def make_jobs(config: Any, loader: Any, batch: Iterable[Sequence[str]]) -> list[Job]:

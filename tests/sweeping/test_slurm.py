@@ -43,7 +43,7 @@ def slurm(jobs: int | None = 2, cluster: str = "local", **changes: Any) -> Slurm
     return Slurm(**options | {"jobs": jobs, "cluster": cluster} | changes)
 
 
-def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline
@@ -65,10 +65,13 @@ def lives(pid: int) -> bool:
 
 
 def test_a_failure_leaves_the_others_alone_and_no_more_run_at_once_than_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "now").mkdir()
-    code = f"import os, time\nopen('{tmp_path}/now/%d' % number, 'w').close()\ntime.sleep(1.5)\n"
-    code += f"there = os.listdir('{tmp_path}/now')\nopen('{tmp_path}/most', 'a').write('%d ' % len(there))\n"
-    code += f"os.remove('{tmp_path}/now/%d' % number)"
+    for name in ("now", "ever"):
+        (tmp_path / name).mkdir()
+    code = f"import os, time\nos.chdir('{tmp_path}')\n"
+    code += "for place in ('now', 'ever'): open('%s/%d' % (place, number), 'w').close()\n"
+    code += "while len(os.listdir('ever')) < 2: time.sleep(0.05)\n"  # the first waits for the second
+    code += "for _ in range(2): open('most', 'a').write('%d ' % len(os.listdir('now'))); time.sleep(1)\n"
+    code += "os.remove('now/%d' % number)"
     bad = script(tmp_path / "sweep", "raise SystemExit('error: no luck')")
     jobs = [*numbered(tmp_path / "sweep", 3, code), bad]
     ended = slurm(2).run(iter(jobs), 4)
@@ -83,7 +86,7 @@ def test_a_preempted_job_writes_its_checkpoint_returns_to_the_queue_and_goes_on(
     sweep = threading.Thread(target=lambda: ended.update(slurm().run(iter([job]), 1)), daemon=True)
     sweep.start()
     os.kill(pids(job)[0], signal.SIGUSR2)
-    sweep.join(30)
+    sweep.join(120)
     assert not sweep.is_alive()
     assert ended[job].kind == "finished", (job.folder / LOG).read_text()
     assert (job.folder / "checkpoint").exists()
