@@ -24,6 +24,8 @@ def main(config: DictConfig) -> float:
     """One run of the composed config; returns the monitored score of its last epoch, which a sweeper can maximise."""
     from src import settings
 
+    if "sweep" in config:
+        raise ValueError(f"sweep={HydraConfig.get().runtime.choices['sweep']} is a list of runs: add -m")
     settings.check(cli.settled(config))
     OmegaConf.resolve(config)
 

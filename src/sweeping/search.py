@@ -39,6 +39,10 @@ class Search(Grid):
         space = {override.get_key_element(): distribution(override) for override in ranges}
         others = [override for override in overrides if override not in ranges]
         fixed = [f"{override.get_key_element()}={override.get_value_element_as_str()}" for override in others]
+        if any(override.key_or_group == "sweep" for override in overrides):
+            raise ValueError(
+                "hydra/sweeper=optuna searches ranges, and sweep=… is a list of runs: leave out one of the two"
+            )
         if not space:
             raise ValueError("hydra/sweeper=optuna: give a range to search, as optimizer.lr=interval(0.01,0.1)")
         if self.config.dataset.validation is None:

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
@@ -19,10 +17,11 @@ from src.running.cli import settled
 from src.running.runs import command_in
 from src.sweeping.jobs import LOG, Job, Standing, make_jobs, plan
 from src.sweeping.launchers import JobLauncher
+from src.sweeping.named import expand
 
 
 class Grid(Sweeper):
-    """Every combination of the values given, a job each."""
+    """Every combination of the values given, a job each, and those of the sweeps that are named."""
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         self.config: Any = config
@@ -34,9 +33,7 @@ class Grid(Sweeper):
         settings.check_options("hydra.sweeper", settled(config.hydra.sweeper))
 
     def sweep(self, arguments: list[str]) -> None:
-        overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(arguments)
-        (batch,) = BasicSweeper.split_arguments(overrides, None)
-        jobs = make_jobs(self.config, self.loader, batch)
+        jobs = make_jobs(self.config, self.loader, expand(self.config, self.loader, arguments))
         sweep = jobs[0].sweep
         plan(sweep, jobs)
         with saying_how_to_go_on(sweep):
