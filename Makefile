@@ -10,8 +10,8 @@ help: ## list the targets
 train: $(READY) ## learn an embedding of the bundled digits: no download, under three minutes on two cores
 	$(BIN)/python -m src.train
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+test: $(READY) ## run the tests, a process for each core up to four
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: $(READY) ## lint, formatting, types, and who may import whom
 	$(BIN)/ruff check .

@@ -42,14 +42,18 @@ def assemble(config: DictConfig, ranks: int) -> tuple[StoreDataModule, Embedding
     datamodule.check(ranks)
     if config.protocol.disjoint:
         check_disjoint(datamodule)
-    metrics = {name: instantiate(metric) for name, metric in config.protocol.metrics.items()}
+    assert datamodule.store is not None
+    groups = (config.protocol.metrics, config.protocol.final)
+    metrics, final = ({name: instantiate(metric) for name, metric in group.items() if metric} for group in groups)
     queries = {"the test set": datamodule.query_labels}
     if datamodule.validation_labels is not None:
         queries[f"the validation set (dataset.validation={datamodule.validation})"] = datamodule.validation_labels
-    for metric in metrics.values():
+    for metric in [*metrics.values(), *final.values()]:
+        metric.name_classes(datamodule.store.classes)
         for name, labels in queries.items():
             metric.check(labels, datamodule.gallery_labels, name)
-    evaluation = Evaluation(metrics, config.protocol.space, config.protocol.monitor, datamodule.validation is not None)
+    held_out = datamodule.validation is not None
+    evaluation = Evaluation(metrics, final, config.protocol.space, config.protocol.monitor, held_out)
     module = EmbeddingModule(
         backbone,
         instantiate(config.method),

@@ -52,11 +52,13 @@ def main(config: DictConfig) -> None:
     )
     trainer.validate(module, datamodule, verbose=False)
     written = (runs.read_results(folder).get(which) or {}) if (folder / "results.json").exists() else {}
-    print(f"{folder}, {which} checkpoint of {checkpoints.describe(checkpoint)}")
+    print(f"{folder}, {which} checkpoint of {checkpoints.describe(checkpoint)}; scores, and 95% of resampled queries")
     width = max(24, *map(len, trainer.callback_metrics))
     for name, value in trainer.callback_metrics.items():
-        note = f"  results.json: {written[name]:.4f}" if name in written else ""
-        print(f"{name:{width}}{float(value):9.4f}{note}")
+        low, high = evaluation.intervals.get(name, (None, None))
+        note = f"  {f'{low:.2f} to {high:.2f}' if low is not None else '':16}"
+        note += f"  results.json: {written[name]:.4f}" if name in written else ""
+        print(f"{name:{width}}{float(value):9.4f}{note.rstrip()}")
 
 
 if __name__ == "__main__":

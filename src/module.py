@@ -72,12 +72,15 @@ class EmbeddingModule(pl.LightningModule):
         return features, self.head(features)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """The `loss`, and all `terms` that the method computes, detached."""
+        """The `loss`, and all `terms` that the method computes, detached, with the `alignment` of two views, 0 to 4."""
         seed_device(self.device, self.seed * 1_000_003 + self.global_step)
         features = self.backbone(batch["views"])
         embeddings = self.head(features) if self.method.unit_norm else self.head.project(features)
         with torch.autocast(self.device.type, enabled=False):  # the loss takes its products in float32
             terms = self.method(embeddings, batch["index"])
+            if len(embeddings) == 2 * len(batch["index"]):  # Wang and Isola, ICML 2020, alpha = 2
+                one, other = functional.normalize(embeddings.detach().float(), dim=1).chunk(2)
+                terms["alignment"] = (one - other).square().sum(1).mean()
         self.seen.append((embeddings.detach(), batch["index"]))
         return {"loss": terms["loss"], "terms": {name: term.detach() for name, term in terms.items()}}
 

@@ -82,10 +82,10 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any], cluster: An
             trainer.validate(module, datamodule, verbose=False)
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
         best = history.best(evaluation.monitor)  # the epoch that best.ckpt holds
-        if evaluation.monitor not in history.rows[-1]:
+        if not evaluation.is_complete(history.rows[-1]):
             trainer.validate(module, datamodule, verbose=False)
 
-        results = collect(settings, choices, datamodule, module, evaluation.monitor, history, facts) | {"best": best}
+        results = collect(settings, choices, datamodule, module, evaluation, history, facts) | {"best": best}
         if trainer.is_global_zero:
             runs.write_results(folder, results)
     if trainer.is_global_zero:

@@ -25,6 +25,9 @@ from src.augmentations.random import Augmentation
 from src.datamodules.store import prepare_store, write_split
 from src.running import signals
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes beside each other: a thread for each, also of what they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

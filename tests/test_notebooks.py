@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.figure import Figure
 
 from tests.conftest import ROOT
 
@@ -14,17 +16,24 @@ from tests.conftest import ROOT
 def test_notebook(path: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ISIF_CACHE", str(cache))
-    monkeypatch.setenv("RUN", str(tmp_path / "run"))
+    for name in ("RUN", "SWEEP"):
+        monkeypatch.setenv(name, str(tmp_path / "made"))
     matplotlib.use("Agg")
     plt.close("all")
     notebook = json.loads(path.read_text())
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             assert not cell["outputs"], "a notebook is committed without its outputs"
             exec("".join(cell["source"]), names)
-    figures = [plt.figure(number) for number in plt.get_fignums()]
-    assert len(figures) == 2
+    figures = [value for value in names.values() if isinstance(value, Figure)]
+    figures += [plt.figure(number) for number in plt.get_fignums()]
+    assert len({id(figure) for figure in figures}) == {"explore_embedding": 4, "paper_tables": 2}[path.stem]
     for number, figure in enumerate(figures):
         figure.savefig(tmp_path / f"{number}.png")
-    assert all(axes.images for figure in figures for axes in figure.axes)
+        assert all(axes.has_data() for axes in figure.axes)
+    if path.stem == "explore_embedding":
+        written = json.loads((tmp_path / "made" / "results.json").read_text())["last"]
+        assert names["scores"] == pytest.approx({name: written[name] for name in names["scores"]}, abs=1e-3)
+    else:
+        assert len(names["results"]) == 4

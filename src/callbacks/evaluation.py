@@ -1,4 +1,4 @@
-"""Scores both spaces on clean images: one extraction pass feeds every metric of the protocol."""
+"""Scores both spaces on clean images: one extraction pass feeds every metric of the protocol, and who else looks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from src.metrics.base import Score
+from src.metrics.bootstrap import intervals
 from src.running.distributed import gather_unique
 
 SPACES = ("embedding", "pooled")  # the unit-norm output of the head, and of the backbone before it
@@ -22,6 +23,9 @@ def is_aside(name: str) -> bool:
 class Evaluation(pl.Callback):
     """Collects what the module extracts in a validation epoch and logs the scores of both spaces.
 
+    The `metrics` at each evaluation; the `final` ones, and how sure all of them are, of the untrained network, of the
+    last epoch, and where a run is scored again.
+
     A score of `space`, which decides what is best, is called `<metric>/<score>`, one of the other space
     `<space>/<metric>/<score>`; before those of held-out training images stands `validation/`.
 
@@ -31,31 +35,53 @@ class Evaluation(pl.Callback):
     Args:
         metrics: by name; each takes query and labels, and gallery and labels where there are, and computes a dict of
             scores.
+        final: in the same way.
         space: `embedding` or `pooled`.
         monitor: the score that decides what is best; the attribute is its full name, of the held-out images where there
             are any.
         validation: whether training images are held out.
 
+    Attributes:
+        sets: of the latest evaluation, `query` (the test images) and, where there is one, `gallery`: of each `label`
+            `(N,)`, `embedding` `(N, D)` and `pooled` `(N, F)`, on every rank, in the order of the images.
+        intervals: by score, of the latest that was final: where 95% of its values lie when queries are drawn anew.
+        histograms: by space and grouping of the classes, of the latest that was final: see
+            `src.metrics.similarity.Similarity`.
+
     Raises:
         ValueError: no score is called `monitor`.
     """
 
-    def __init__(self, metrics: Mapping[str, Score], space: str, monitor: str, validation: bool = False) -> None:
-        self.metrics, self.space = dict(metrics), space
+    def __init__(
+        self,
+        metrics: Mapping[str, Score],
+        final: Mapping[str, Score],
+        space: str,
+        monitor: str,
+        validation: bool = False,
+    ) -> None:
+        self.metrics, self.final, self.space = dict(metrics), dict(final), space
+        self.sets: dict[str, dict[str, Tensor]] = {}
+        self.intervals: dict[str, tuple[float, float]] = {}
+        self.histograms: dict[str, Any] = {}
         self.queries = ("", VALIDATION) if validation else ("",)
         self.extracted: dict[int, list[dict[str, Tensor]]] = {}
-        if monitor not in (scores := self.scores()):
+        if monitor not in (scores := self.scores(self.metrics)):
             raise ValueError(f"protocol.monitor={monitor}: must be one of {', '.join(scores)}")
         self.monitor = f"{self.queries[-1]}{monitor}"
 
-    def scores(self) -> list[str]:
+    def scores(self, metrics: Mapping[str, Score]) -> list[str]:
         """The names of the test images' scores, those of `space` first."""
         prefixes = ["" if space == self.space else f"{space}/" for space in (self.space, *SPACES)]
-        names = [f"{name}/{score}" for name, metric in self.metrics.items() for score in metric.scores()]
+        names = [f"{name}/{score}" for name, metric in metrics.items() for score in metric.scores()]
         return [f"{prefix}{name}" for prefix in dict.fromkeys(prefixes) for name in names]
 
+    def is_complete(self, row: Mapping[str, float]) -> bool:
+        """Whether `row` has all the scores that a last epoch has."""
+        return row.keys() >= {*self.scores(self.metrics | self.final), self.monitor}
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.extracted = {}
+        self.extracted, self.sets = {}, {}
 
     def on_validation_batch_end(
         self,
@@ -71,21 +97,36 @@ class Evaluation(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         sets = [_collect(batches) for _, batches in sorted(self.extracted.items())]
         self.extracted = {}
+        gallery = sets[len(self.queries) :]
+        self.sets = dict(zip(("query", "gallery"), [sets[0], *gallery], strict=False))
+        final = trainer.state.fn == "validate" or trainer.current_epoch + 1 == trainer.max_epochs
+        if final:
+            self.intervals, self.histograms = {}, {}
         for space in SPACES:
             if not all(rows[space].isfinite().all() for rows in sets):
                 raise FloatingPointError(f"{space} features are not finite: lower optimizer.lr, or see the weights")
-            gallery = sets[len(self.queries) :]
             for which, query in zip(self.queries, sets, strict=False):
                 tensors = [tensor for rows in (query, *gallery) for tensor in (rows[space], rows["label"])]
                 prefix = which if space == self.space else f"{which}{space}/"
-                for name, metric in self.metrics.items():
+                for name, metric in (self.metrics | self.final if final else self.metrics).items():
                     # Every rank holds all the images, so there is nothing left to reduce between them.
                     metric = metric.to(tensors[0].device)
                     metric.sync_on_compute = False
                     metric.update(*tensors)
                     scores = {f"{prefix}{name}/{score}": value for score, value in metric.compute().items()}
                     pl_module.log_dict(scores, add_dataloader_idx=False, batch_size=1)
+                    if final:
+                        found = intervals(metric, len(query["label"]), seed=0)
+                        self.intervals |= {f"{prefix}{name}/{score}": ends for score, ends in found.items()}
+                        if which == "" and (histograms := metric.histograms()):
+                            self.histograms[space] = histograms
                     metric.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"intervals": self.intervals, "histograms": self.histograms}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.intervals, self.histograms = state_dict["intervals"], state_dict["histograms"]
 
 
 def _collect(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -95,17 +95,28 @@ class History(pl.Callback):
 
 
 def draw_curves(rows: list[Row], path: Path) -> None:
-    """The scores of `rows` above, loss and its terms below, over epochs; the file is replaced whole.
+    """Over epochs the scores of `rows`, those of held-out images, the loss and its terms, and what needs no labels.
 
-    Those of held-out training images, where there are any, have a panel of their own between the two.
+    A panel each, where there is something for it. Scores of the first and the last epoch alone have no curve. The file
+    is replaced whole.
     """
-    names = sorted({name for row in rows for name in row} - {"epoch"})
-    losses = [name for name in names if name in ("train/loss", "train/positive", "train/negative")]
-    held_out = [name for name in names if name.startswith(VALIDATION)]
-    tested = [name for name in names if not name.startswith(("train/", VALIDATION))]
-    panels = [("score (%)", tested), *[("validation score (%)", held_out)] * bool(held_out), ("loss", losses)]
+    scored = [{name for name in row if not name.startswith("train/")} for row in rows]
+    curved = set.intersection(*[names for names in scored if len(names) > 1] or [set()]) - {"epoch"}
+    trained = {name for row in rows for name in row if name.startswith("train/")}
+    shape = {name for name in curved if "geometry/" in name}
+    held_out = {name for name in curved - shape if name.startswith(VALIDATION)}
+    ranks = {name for name in shape if name.endswith("/rank")}
+    choice = {
+        "score (%)": curved - shape - held_out,
+        "validation score (%)": held_out,
+        "loss": trained & {"train/loss", "train/positive", "train/negative"},
+        "alignment, uniformity": shape - ranks | trained & {"train/alignment"},
+        "effective rank": ranks,
+    }
+    panels = [(label, sorted(names)) for label, names in choice.items() if names or label == "score (%)"]
     figure = Figure(figsize=(7, 3 * len(panels)), layout="constrained")
-    for axes, (label, curves) in zip(figure.subplots(len(panels), 1, sharex=True), panels, strict=True):
+    column = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (label, curves) in zip(column, panels, strict=True):
         for name in curves:
             points = [(row["epoch"], row[name]) for row in rows if name in row]
             line = "--" if is_aside(name) else "-"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from src.callbacks.evaluation import Evaluation
 from src.callbacks.history import History
 from src.datamodules.base import StoreDataModule
 from src.module import EmbeddingModule
@@ -39,21 +40,24 @@ def collect(
     choices: Mapping[str, Any],
     datamodule: StoreDataModule,
     module: EmbeddingModule,
-    monitor: str,
+    evaluation: Evaluation,
     history: History,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What `results.json` says of a run whose training has ended, but for its best epoch by `monitor`."""
+    """What `results.json` says of a run whose training has ended, but for its best epoch."""
     gallery = datamodule.gallery_labels
     return {
         "last": history.rows[-1],
         "untrained": history.rows[0],
-        "monitor": monitor,
+        "monitor": evaluation.monitor,
+        "intervals": evaluation.intervals,
+        "histograms": evaluation.histograms,
         "protocol": {
             "name": choices["protocol"],
             "preset": choices.get("experiment"),
             "space": config["protocol"]["space"],
             "metrics": config["protocol"]["metrics"],
+            "final": config["protocol"]["final"],
             "gallery": f"{len(gallery)} training images" if gallery is not None else None,
             "query": f"{len(datamodule.query_labels)} test images",
             "validation": _held_out(datamodule),
@@ -82,13 +86,15 @@ def _held_out(datamodule: StoreDataModule) -> str | None:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """The scores before and after, a line each."""
+    """The scores before and after, a line each, and how sure the last are."""
     names = [name for name in results["last"] if name != "epoch" and name in results["untrained"]]
     width = max(24, *map(len, names))
-    lines = [f"{'':{width}}untrained     last     best"]
-    rows = [results[name] or {} for name in ("untrained", "last", "best")]
+    lines = [f"{'':{width}}untrained     best     last  95% of resampled queries"]
+    rows = [results[name] or {} for name in ("untrained", "best", "last")]
     for name in names:
-        lines.append(f"{name:{width}}" + "".join(f"{row[name]:9.2f}" if name in row else f"{'-':>9}" for row in rows))
+        numbers = "".join(f"{row[name]:9.2f}" if name in row else f"{'-':>9}" for row in rows)
+        low, high = results["intervals"].get(name, (None, None))
+        lines.append(f"{name:{width}}{numbers}" + (f"  {low:.2f} to {high:.2f}" if low is not None else ""))
     best = f"epoch {results['best']['epoch']}" if results["best"] else "none, no epoch was scored in training;"
     lines.append(
         f"last: epoch {results['last']['epoch']}; best: {best} of {results['monitor']} "

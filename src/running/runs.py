@@ -133,6 +133,8 @@ def load_config(folder: Path) -> DictConfig:
         plain = yaml.safe_load(text)
         if not isinstance(plain, dict):
             raise ValueError("it holds no settings")
+        if isinstance(plain.get("protocol"), dict):
+            plain["protocol"].setdefault("final", {})  # runs from before there was any are scored again without
         settings.check_foreign(plain)
         return OmegaConf.create(plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

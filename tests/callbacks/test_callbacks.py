@@ -81,7 +81,7 @@ def test_evaluation_scores_gallery_against_query_in_both_spaces(tmp_path: Path, 
         metric.update(*joined(query, first), *joined(gallery, first))
         expected[name] = metric.compute()["top1"].item()
     assert expected["embedding"] != expected["pooled"]
-    run = trainer(tmp_path, Evaluation({"knn": WeightedKNN(k=5), "wide": WeightedKNN(k=50)}, space, "knn/top1"))
+    run = trainer(tmp_path, Evaluation({"knn": WeightedKNN(k=5), "wide": WeightedKNN(k=50)}, {}, space, "knn/top1"))
     for _ in range(2):  # nothing is left over from the first time
         run.validate(Lookup(), [loader(query), loader(gallery)], verbose=False)
         assert run.callback_metrics["knn/top1"] == pytest.approx(expected[space])
@@ -100,7 +100,7 @@ def test_held_out_images_are_scored_in_the_same_gallery(tmp_path: Path, space: s
             between = "" if name == space else f"{other}/"
             expected[f"{prefix}{between}knn/top1"] = metric.compute()["top1"].item()
     assert len(set(expected.values())) == 4
-    evaluation = Evaluation({"knn": WeightedKNN(k=5)}, space, "knn/top1", validation=True)
+    evaluation = Evaluation({"knn": WeightedKNN(k=5)}, {}, space, "knn/top1", validation=True)
     assert evaluation.monitor == "validation/knn/top1"
     run = trainer(tmp_path, evaluation)
     run.validate(Lookup(), [*map(loader, queries.values()), loader(gallery)], verbose=False)
@@ -110,7 +110,9 @@ def test_held_out_images_are_scored_in_the_same_gallery(tmp_path: Path, space: s
 
 def test_held_out_images_are_scored_among_themselves(tmp_path: Path) -> None:
     queries = {"": split(23, 1), "validation/": split(31, 2)}
-    run = trainer(tmp_path, Evaluation({"retrieval": Retrieval((1,))}, "embedding", "retrieval/R@1", validation=True))
+    run = trainer(
+        tmp_path, Evaluation({"retrieval": Retrieval((1,))}, {}, "embedding", "retrieval/R@1", validation=True)
+    )
     run.validate(Lookup(), [loader(query) for query in queries.values()], verbose=False)
     for prefix, query in queries.items():
         metric = Retrieval((1,))
@@ -119,11 +121,36 @@ def test_held_out_images_are_scored_among_themselves(tmp_path: Path) -> None:
     assert run.callback_metrics["retrieval/mAP@R"] != run.callback_metrics["validation/retrieval/mAP@R"]
 
 
+def test_final_scores_and_intervals_are_of_the_first_and_the_last_epoch(tmp_path: Path) -> None:
+    gallery, query = split(50, 0), split(23, 1)
+    evaluation = Evaluation({"knn": WeightedKNN(k=5)}, {"wide": WeightedKNN(k=20)}, "embedding", "knn/top1")
+    history = History()
+    run = trainer(tmp_path, evaluation, Steps(), history, max_epochs=3)
+    run.validate(Lookup(), [loader(query), loader(gallery)], verbose=False)
+    assert evaluation.is_complete(history.rows[0])
+    evaluation.intervals = {}
+    run.fit(Lookup(), loader(gallery), [loader(query), loader(gallery)])
+    assert [evaluation.is_complete(row) for row in history.rows] == [True, False, False, True]
+    assert ["wide/top1" in row for row in history.rows] == [True, False, False, True]
+    prefixes = [f"{space}{name}" for space in ("", "pooled/") for name in ("knn", "wide")]
+    assert evaluation.intervals.keys() == {f"{prefix}/{top}" for prefix in prefixes for top in ("top1", "top5")}
+    low, high = evaluation.intervals["pooled/wide/top1"]
+    assert 0 <= low < history.rows[-1]["pooled/wide/top1"] < high <= 100
+    # Who looks in the meantime sees what was scored.
+    assert evaluation.sets.keys() == {"query", "gallery"}
+    for found, batches in zip(evaluation.sets.values(), (query, gallery), strict=True):
+        assert found["label"].equal(joined(batches)[1])
+        assert found["embedding"].equal(joined(batches)[0])
+    again = Evaluation({"knn": WeightedKNN(k=5)}, {}, "embedding", "knn/top1")
+    again.load_state_dict(evaluation.state_dict())
+    assert again.intervals == evaluation.intervals
+
+
 def test_what_decides_is_named_without_its_set() -> None:
     metrics = {"knn": WeightedKNN(k=5)}
-    assert Evaluation(metrics, "pooled", "embedding/knn/top5").monitor == "embedding/knn/top5"
+    assert Evaluation(metrics, {}, "pooled", "embedding/knn/top5").monitor == "embedding/knn/top5"
     with pytest.raises(ValueError, match=r"protocol.monitor=validation/knn/top1: must be one of knn/top1, knn/top5, e"):
-        Evaluation(metrics, "pooled", "validation/knn/top1", validation=True)
+        Evaluation(metrics, {}, "pooled", "validation/knn/top1", validation=True)
 
 
 def test_the_bar_shows_the_scores_to_choose_by() -> None:
@@ -148,7 +175,7 @@ def test_steps_and_history(tmp_path: Path) -> None:
     history = History()
     run = trainer(
         tmp_path,
-        Evaluation({"knn": WeightedKNN(k=5)}, "embedding", "knn/top1"),
+        Evaluation({"knn": WeightedKNN(k=5)}, {}, "embedding", "knn/top1"),
         Steps(),
         history,
         Unlink(),
