@@ -44,6 +44,8 @@ class Evaluation(pl.Callback):
         self.metrics, self.space = dict(metrics), space
         self.queries = ("", VALIDATION) if validation else ("",)
         self.extracted: dict[int, list[dict[str, Tensor]]] = {}
+        self.extracted_sets: dict[str, dict[str, Tensor]] = {}
+        self.histograms: dict[str, dict[str, dict[str, list[float]]]] = {}
         if monitor not in (scores := self.scores()):
             raise ValueError(f"protocol.monitor={monitor}: must be one of {', '.join(scores)}")
         self.monitor = f"{self.queries[-1]}{monitor}"
@@ -71,6 +73,7 @@ class Evaluation(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         sets = [_collect(batches) for _, batches in sorted(self.extracted.items())]
         self.extracted = {}
+        self.extracted_sets = dict(zip(("query", "gallery"), (sets[0], *sets[len(self.queries) :]), strict=False))
         for space in SPACES:
             if not all(rows[space].isfinite().all() for rows in sets):
                 raise FloatingPointError(f"{space} features are not finite: lower optimizer.lr, or see the weights")
