@@ -80,6 +80,9 @@ class Evaluation(pl.Callback):
         """Whether `row` has all the scores that a last epoch has."""
         return row.keys() >= {*self.scores(self.metrics | self.final), self.monitor}
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.sets = {}  # whoever looks has looked; training needs the memory
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.extracted, self.sets = {}, {}
 

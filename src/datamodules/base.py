@@ -180,6 +180,11 @@ class StoreDataModule(pl.LightningDataModule):
         return self.store.splits["train"].labels[self.train_rows]
 
     @property
+    def gallery_rows(self) -> Tensor:
+        """In the store, the training images that have a label: `(G,)`."""
+        return self.train_rows[self.train_labels >= 0]
+
+    @property
     def gallery_labels(self) -> Tensor | None:
         """Of the gallery, those of the training images that have a label: `(G,)`; None without a gallery."""
         return self.train_labels[self.train_labels >= 0] if self.gallery else None
@@ -217,7 +222,7 @@ class StoreDataModule(pl.LightningDataModule):
         if self.validation is not None:
             sets.append(self._part("train", self.validation_rows))
         if self.gallery:
-            sets.append(self._part("train", self.train_rows[self.train_labels >= 0]))
+            sets.append(self._part("train", self.gallery_rows))
         return [self._loader(part, self.eval_batch_size, shuffle=False) for part in sets]
 
     def _part(self, name: str, rows: Tensor) -> BatchedSplit:
@@ -273,6 +278,19 @@ class StoreDataModule(pl.LightningDataModule):
         images = self._take(batch, split).permute(0, 3, 1, 2).float()
         batch["image"] = self.finish(center_crop(images, self.image_size))
         return batch
+
+    def query_images(self, rows: Tensor) -> Tensor:
+        """Test images by their places `(N,)` as evaluation sees them, but in grey levels: uint8 `(N, S, S, 3)`."""
+        return self._cropped("test", rows)
+
+    def gallery_images(self, rows: Tensor) -> Tensor:
+        """The same of the gallery's, by their places in it."""
+        return self._cropped("train", self.gallery_rows[rows])
+
+    def _cropped(self, split: str, rows: Tensor) -> Tensor:
+        assert self.store is not None
+        images = self.store.splits[split].images[rows]
+        return center_crop(images.permute(0, 3, 1, 2), self.image_size).permute(0, 2, 3, 1)
 
     def _take(self, batch: Batch, split: str) -> Tensor:
         row = batch.pop("row", None)
