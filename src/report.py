@@ -13,9 +13,10 @@ import io
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from src.reporting.results import find_results
 from src.reporting.tables import table
@@ -35,16 +36,17 @@ def main() -> None:
         raise ValueError("--watch: say with --out PAGE which page to keep")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a folder's name may be no Unicode
-    while options.watch and _write_page(options.folder, options.out, watched=True):
+    found, results, left_out = _look(options.folder)
+    while options.watch and not signals.asked() and any(map(_goes_on, found.values())):
+        _write_page(options.out, options.folder, found, results, left_out, PAUSE)
         _wait()
-    found = find_runs(options.folder)
+        found, results, left_out = _look(options.folder)
     for run, now in found.items():
         if now.kind != "finished":
             print(f"{now.kind:9}{run}  {now.text}".rstrip())
     counts = Counter(now.kind for now in found.values())
     if counts.keys() - {"finished"}:
         print(f"{len(found)} runs: {', '.join(f'{count} {kind}' for kind, count in counts.items())}\n")
-    results, left_out = find_results(options.folder)
     if not results and not counts.keys() - {"finished", "failed"}:
         reasons = "; ".join(left_out) or "name folders of finished runs"
         raise FileNotFoundError(f"no run's results.json in {', '.join(map(str, options.folder))}: {reasons}")
@@ -53,27 +55,33 @@ def main() -> None:
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
     if options.out:
-        _write_page(options.folder, options.out)
+        _write_page(options.out, options.folder, found, results, left_out)
         print(f"\n{options.out / 'index.html'}")
     if signals.asked():
         signals.leave()
 
 
-def _write_page(folders: Sequence[Path], page: Path, watched: bool = False) -> bool:
-    """Write the page of what is there now; whether it is `watched` and there is more to come."""
+def _look(folders: Sequence[Path]) -> tuple[dict[Path, Standing], list[dict[str, Any]], list[str]]:
+    return find_runs(folders), *find_results(folders)
+
+
+def _write_page(
+    page: Path,
+    folders: Sequence[Path],
+    found: Mapping[Path, Standing],
+    results: Sequence[dict[str, Any]],
+    left_out: Sequence[str],
+    refresh: int | None = None,
+) -> None:
     from src.reporting.page import write
 
-    found = find_runs(folders)
-    results, left_out = find_results(folders)
     plans: dict[Path, list[str]] = {}
     for path in (path for folder in folders for path in folder.rglob(PLAN)):
-        with suppress(ValueError):  # find_runs has said so
+        with suppress(OSError, ValueError):  # find_runs has said so
             plans |= {path.parent / name: overrides for name, overrides in planned(path.parent).items()}
     others = [(str(now.kind), str(run), now.text) for run, now in found.items() if now.kind != "finished"]
     others += [("left out", line, "") for line in left_out]
-    more = watched and not signals.asked() and any(_goes_on(now) for now in found.values())
-    write(page, results, others, plans, PAUSE if more else None)
-    return more
+    write(page, results, others, plans, refresh)
 
 
 def _goes_on(now: Standing) -> bool:

@@ -179,11 +179,9 @@ def command(run: Result, varied: Sequence[str], plans: Mapping[Path, Sequence[st
 
 
 def _curves(protocol: Protocol) -> dict[str, Any]:
-    """By name, a curve a setting: epochs, means and standard deviations; names beyond what is light are only counted."""
+    """By name, a curve a setting: epochs, means, standard deviations. Beyond what is light, names are only counted."""
     rows = [row for run in protocol.results for row in run["history"]]
-    names = sorted(
-        {name: None for row in rows for name in row if name != "epoch"}, key=lambda n: n != protocol.headline
-    )
+    names = dict.fromkeys([protocol.headline, *(name for row in rows for name in row if name != "epoch")])
     lines: dict[str, list[list[list[float | None]]]] = {}
     room = NUMBERS
     for name in names:

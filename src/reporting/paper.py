@@ -73,8 +73,10 @@ def budget(results: Sequence[Result]) -> list[str]:
         network = NETWORKS.get(dataset["name"]) or (
             "inception" if result["config"]["backbone"].get("pretrained") else "resnet18"
         )
-        differences += [f"{dataset['limit']:,} training images"] * bool(dataset.get("limit"))
-        differences += ["held-out images, which are not trained on"] * bool(dataset.get("validation"))
+        if dataset.get("limit"):
+            differences.append(f"{dataset['limit']:,} training images")
+        if dataset.get("validation"):
+            differences.append("held-out images, which are not trained on")
         if epochs and epochs != EPOCHS.get(dataset["name"], 0):
             differences.append(f"{epochs} epochs, not {EPOCHS.get(dataset['name'], 'a known number')}")
         if (backbone := result["choices"].get("backbone")) != network:
