@@ -46,7 +46,7 @@ def main(config: DictConfig) -> float:
     if cluster and cluster.global_rank() > 0:  # rank 0 keeps the folder
         return train(config, folder, choices, cluster)
     with runs.claimed(folder):
-        runs.begin(folder, config)
+        runs.begin(folder, config, launched.overrides.task)
         with runs.saying_how_to_go_on(folder, launched.overrides.task):
             if count == 1 or cluster:
                 return train(config, folder, choices, cluster)

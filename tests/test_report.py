@@ -1,18 +1,21 @@
 """Every method by one command, and the table of what came of it."""
 
-import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from src.reporting.figure import draw
-from src.reporting.results import PAPER, find_results, group_by_setting, paper_numbers
-from src.reporting.table import table
+from src.reporting.results import find_results
+from src.reporting.tables import table
 from src.running import runs
 from src.sweeping.jobs import Job, note_failure, plan
 from tests.conftest import ROOT, Run
+from tests.reporting.conftest import changed
 
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
 
@@ -50,43 +53,14 @@ def test_every_method_runs_by_one_command(run: Run, sweep: Path) -> None:
     (nce,) = sweep.glob("all/*method=nce*")
     again = run("src.evaluate", f"run={nce}")  # its memory is in the checkpoint
     assert again.returncode == 0, again.stderr
-    report = run("src.report", str(sweep), "--figure", str(sweep / "curves.png"))
+    report = run("src.report", str(sweep))
     assert report.returncode == 0, report.stderr
     for method in METHODS:
         assert f"| method={method}{' (labels used)' * (method == 'supervised')} | knn/top1 | 1 |" in report.stdout
-    assert (sweep / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-def changed(result: dict[str, Any], **values: Any) -> dict[str, Any]:
-    """A copy with some of its config replaced: `method__clusters=10`, `seed=1`, or a score of its last epoch."""
-    copy = json.loads(json.dumps(result))
-    for name, value in values.items():
-        *path, key = name.split("__")
-        node = copy
-        for step in path:
-            node = node[step]
-        node[key] = value
-    return copy
 
 
 def by_method(sweep: Path, method: str) -> dict[str, Any]:
     return next(result for result in find_results([sweep])[0] if result["choices"]["method"] == method)
-
-
-def test_seeds_are_averaged_and_settings_kept_apart(sweep: Path) -> None:
-    nce = by_method(sweep, "nce")
-    score = nce["last"]["knn/top1"]
-    other = changed(nce, config__seed=1, config__dataset__seed=1, seed=1)
-    other["last"]["knn/top1"] = score + 2
-    hotter = changed(nce, config__method__temperature=0.2)
-    groups = group_by_setting([nce, other, hotter])
-    assert {name: len(runs) for name, runs in groups.items()} == {
-        "method.temperature=0.1": 2,
-        "method.temperature=0.2": 1,
-    }
-    lines = table([nce, other, hotter]).splitlines()
-    mean = f"{score + 1:.2f} ({score:.2f} to {score + 2:.2f})"
-    assert any("method.temperature=0.1 | knn/top1 | 2 |" in line and mean in line for line in lines)
 
 
 def test_what_the_best_was_chosen_on_is_said(sweep: Path) -> None:
@@ -97,48 +71,17 @@ def test_what_the_best_was_chosen_on_is_said(sweep: Path) -> None:
     held_out = changed(nce, config__dataset__validation=0.1, protocol__validation="144 of the training images")
     for row in ("untrained", "last", "best"):
         held_out[row] |= {"validation/knn/top1": 12.5, "validation/pooled/knn/top1": 13.5}
-    for results, text in (
-        ([before], "best epoch, chosen on the test images |"),
-        ([held_out], "best epoch, chosen on held-out training images |"),
-        ([nce, held_out], "best epoch, chosen on held-out training images or the test images |"),
+    for results, texts in (
+        ([before], ["best epoch, chosen on the test images |"]),
+        ([held_out], ["best epoch, chosen on held-out training images |"]),
+        ([nce, held_out], ["chosen on the test images |", "chosen on held-out training images |"]),
     ):
         lines = table(results)
-        assert text in lines
+        assert all(text in lines for text in texts)
         assert ("144 of the training images held out, 360 test images" in lines) == (held_out in results)
-        assert ("| validation/knn/top1 | 1 | 12.50 | 12.50 | 12.50 |" in lines) == (held_out in results)
-        assert "pooled" not in lines
-
-
-def test_the_papers_numbers_stand_beside_its_own_systems(sweep: Path) -> None:
-    ours, cluster = by_method(sweep, "invariant_spreading"), by_method(sweep, "deepcluster")
-    assert paper_numbers(ours) == {}, "the paper has no digits"
-    assert paper_numbers(changed(ours, config__dataset__name="cifar10")) == {"knn/top1": 83.6}
-    cifar = changed(cluster, config__dataset__name="cifar10")
-    assert paper_numbers(cifar) == {}, "100 clusters are on STL-10 only"
-    assert paper_numbers(changed(cifar, config__method__clusters=10)) == {"knn/top1": 44.4}
-    stl = changed(ours, config__dataset__name="stl10", config__dataset__split="train+unlabeled")
-    assert paper_numbers(stl)["knn/top1"] == 81.6
-    scratch = changed(ours, config__dataset__name="products")
-    assert paper_numbers(scratch)["retrieval/R@1"] == 39.7
-    assert "| 83.6 |" in table([changed(ours, config__dataset__name="cifar10")])
-
-
-def test_quoted_systems_are_marked() -> None:
-    with PAPER.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    quoted = {row["system"] for row in rows if row["note"].startswith("quoted")}
-    seen, unseen = (
-        {"k-MeansNet", "HMP", "Stacked what-where", "Exemplar"},
-        {"Lifted", "Clustering", "Triplet+", "Smart+"},
-    )
-    assert quoted == seen | unseen | {"Cyclic"}
-    assert all((row["run"] == "") == row["note"].startswith("quoted") for row in rows)
-    assert {row["run"].split("(")[0] for row in rows} - {""} <= set(METHODS)
-
-
-def test_a_figure_of_runs_with_few_scores(sweep: Path, tmp_path: Path) -> None:
-    draw([by_method(sweep, "untrained")], tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 1000
+        assert ("| validation/knn/top1 | 1 | 12.50 | 12.50 |  | 12.50 |  |  | 13.50 | 13.50 |" in lines) == (
+            held_out in results
+        )
 
 
 def test_no_runs(run: Run, tmp_path: Path) -> None:
@@ -176,10 +119,58 @@ def test_copies_count_once_and_what_no_run_wrote_is_left_out(run: Run, sweep: Pa
     assert len(broken.stderr.splitlines()) == 1
 
 
-def test_a_figure_for_a_folder_that_is_not_there(run: Run, sweep: Path) -> None:
-    done = run("src.report", str(sweep), "--figure", str(sweep / "none" / "x.png"))
+def test_a_sweep_becomes_a_page(run: Run, sweep: Path, tmp_path: Path) -> None:
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "results.json").write_text("{}")
+    (tmp_path / "foreign" / "sweep.json").write_text("[]")
+    done = run("src.report", str(sweep), str(tmp_path / "foreign"), "--out", str(tmp_path / "new" / "page"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith(f"{tmp_path}/new/page/index.html")
+    page = tmp_path / "new" / "page"
+    assert (page / "tables.md").read_text().strip() in done.stdout
+    assert (page / "curves.png").read_bytes().startswith(b"\x89PNG")
+    text = (page / "index.html").read_text()
+    assert all(f"method={method}" in text for method in METHODS)
+    assert f"{tmp_path}/foreign/results.json" in text
+    assert f"{tmp_path}/foreign/sweep.json is no sweep" in text
+
+
+def test_watching_needs_a_page(run: Run, tmp_path: Path) -> None:
+    done = run("src.report", str(tmp_path), "--watch")
     assert done.returncode == 1
-    assert done.stderr == f"error: --figure {sweep}/none/x.png: there is no folder {sweep}/none\n"
+    assert done.stderr == "error: --watch: say with --out PAGE which page to keep\n"
+
+
+def start_watching(sweep: Path, page: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "src.report", str(sweep), "--out", str(page), "--watch"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    end = time.monotonic() + 300
+    while not (page / "index.html").exists() and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.1)
+    return process
+
+
+def test_a_watch_ends_with_the_sweep(sweep: Path, tmp_path: Path) -> None:
+    job = Job(tmp_path / "sweep", ("seed=7",))
+    plan(job.sweep, [job])
+    process = start_watching(job.sweep, tmp_path / "page")
+    assert '"refresh":5' in (tmp_path / "page" / "index.html").read_text()
+    job.folder.mkdir()
+    runs.write_results(job.folder, by_method(sweep, "nce"))
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "knn/top1" in output
+    assert '"refresh":null' in (tmp_path / "page" / "index.html").read_text()
+
+
+def test_a_signal_ends_a_watch_with_a_page_that_rests(tmp_path: Path) -> None:
+    plan(tmp_path / "sweep", [Job(tmp_path / "sweep", ("seed=7",))])
+    process = start_watching(tmp_path / "sweep", tmp_path / "page")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert '"refresh":null' in (tmp_path / "page" / "index.html").read_text()
 
 
 def test_a_sweep_can_be_looked_at_while_it_runs(run: Run, tmp_path: Path) -> None:

@@ -1,66 +1,88 @@
-"""Results of finished runs: found, grouped by what they were set to, and the paper's numbers of them."""
+"""Results of finished runs: found, held to their form, and grouped by protocol and by setting."""
 
-import csv
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from src.running import runs
 
-PAPER = Path(__file__).parent / "paper.csv"
 Result = Mapping[str, Any]
 # Settings that two runs may differ in without being two experiments.
 ASIDE = (*runs.ASIDE, "seed", "dataset.seed", "callbacks")
+# Which images a dataset consists of; its other settings say how they are read.
+IMAGES = ("split", "test_fraction", "resample", "skip_broken", "limit", "validation")
+SPACES = ("embedding", "pooled")
+NAME = re.compile(rf"(validation/)?(?:({'|'.join(SPACES)})/)?(.+)")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Runs that are measured alike, so that their numbers may stand in one column.
+
+    Args:
+        facts: what is measured how, in words.
+        settings: the runs of each setting, which differ in nothing but the seed.
+    """
+
+    facts: Mapping[str, str]
+    settings: Mapping[str, Sequence[Result]]
+
+    @property
+    def results(self) -> list[Result]:
+        return [result for group in self.settings.values() for result in group]
+
+    @property
+    def space(self) -> str:
+        """The one that decides what is best: `embedding` or `pooled`."""
+        return self.facts["deciding space"]
+
+    @property
+    def other(self) -> str:
+        """The space that decides nothing."""
+        return SPACES[SPACES.index(self.space) - 1]
+
+    @property
+    def headline(self) -> str:
+        """The monitored score, of the test images."""
+        return self.facts["best epoch by"].removeprefix("validation/")
 
 
 def find_results(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Every finished run in `folders` and below, by path; and what was left out and why, a line each.
+    """Every finished run in `folders` and below, by path, each with its `folder`; and what was left out, a line each.
 
     Left out are files that no run wrote, and all but the first of runs with one config and seed, which are copies.
-
-    Raises:
-        FileNotFoundError: there is none.
     """
     paths = sorted({path for folder in folders for path in folder.rglob("results.json")})
-    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    found: dict[str, dict[str, Any]] = {}
     left_out = []
     for path in paths:
         try:
             results = runs.read_results(path.parent)
             check_results(results)
-        except (OSError, ValueError) as error:
+            settings = [(name, value) for name, value in runs.flat(results["config"]).items() if _counts(name)]
+        except (OSError, ValueError, RecursionError) as error:
             left_out.append(f"{path}: {error}")
             continue
-        key = json.dumps(
-            [(name, value) for name, value in runs.flat(results["config"]).items() if _counts(name)], default=str
-        )
-        if key in found:
-            left_out.append(f"{path.parent} has the config and the seed of {found[key][0].parent}")
-        else:
-            found[key] = path, results
-    if not found:
-        reasons = "; ".join(left_out) or "name folders of finished runs"
-        raise FileNotFoundError(f"no run's results.json in {', '.join(map(str, folders))}: {reasons}")
-    return [results for _, results in found.values()], left_out
+        first = found.setdefault(json.dumps(settings, default=str), results | {"folder": str(path.parent)})
+        if first["folder"] != str(path.parent):
+            left_out.append(f"{path.parent} has the config and the seed of {first['folder']}")
+    return list(found.values()), left_out
 
 
 def check_results(results: Mapping[str, Any]) -> None:
-    """Raise a ValueError where what `src.reporting.record.collect` writes is missing."""
+    """Raise a ValueError where something is not as `src.reporting.record.collect` writes it: the first such thing."""
+    from pydantic import ValidationError
+
+    from src.reporting.form import Record
+
     try:
-        rows = [results["untrained"], results["last"], *results["history"], *[results["best"]] * bool(results["best"])]
-        numbers = [row["epoch"] for row in rows] + [value for row in rows for value in row.values()]
-        facts = [results["hardware"][name] for name in ("cpu", "cores")] + [results["versions"]["torch"]]
-        facts += [results["config"]["dataset"]["name"], results["config"]["trainer"]["precision"]]
-        groups = [results[name] for name in ("protocol", "choices", "config")] + [results["protocol"]["metrics"]]
-        groups += [results["config"][name] for name in ("backbone", "method")]
-        facts += [results["protocol"]["labels_used"], results["protocol"]["query"], results["choices"]["method"]]
-        sound = all(isinstance(value, int | float) for value in [*numbers, results["last"][results["monitor"]]])
-        sound &= all(isinstance(fact, str | int) for fact in facts) and all(isinstance(g, dict) for g in groups)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"it lacks what a run's results have: {error}") from error
-    if not sound:
-        raise ValueError("it is not what a run's results are like")
+        Record.model_validate(results)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, as no run writes it") from None
 
 
 def chosen_on(protocol: Mapping[str, Any]) -> str:
@@ -70,6 +92,46 @@ def chosen_on(protocol: Mapping[str, Any]) -> str:
 
 def _counts(setting: str) -> bool:
     return setting == "seed" or not setting.startswith(ASIDE)
+
+
+def settings_of(result: Result) -> dict[str, Any]:
+    """A run's config by full keys, without what makes no other experiment."""
+    return {key: value for key, value in runs.flat(result["config"]).items() if not key.startswith(ASIDE)}
+
+
+def group_by_protocol(results: Sequence[Result]) -> list[Protocol]:
+    """Runs that are measured alike together, in the order of the first of each."""
+    groups: dict[tuple[tuple[str, str], ...], list[Result]] = {}
+    for result in results:
+        groups.setdefault(tuple(facts_of(result).items()), []).append(result)
+    return [Protocol(dict(facts), group_by_setting(members)) for facts, members in groups.items()]
+
+
+def facts_of(result: Result) -> dict[str, str]:
+    """What must be the same for two numbers to be compared: the data, the measures and the budget, in words."""
+    protocol, dataset = result["protocol"], result["config"]["dataset"]
+    root = f" {dataset.get('root')}" if dataset["name"] == "folder" else ""
+    data = {f"dataset.{key}": str(dataset[key]) for key in IMAGES if dataset.get(key) and key != "limit"}
+    measures = runs.flat({**protocol["metrics"], **(protocol.get("final") or {})})
+    return {
+        "dataset": f"{dataset['name']}{root}",
+        "training images": f"{dataset['limit']:,}" if dataset.get("limit") else "all",
+        **data,
+        "test images": protocol["query"],
+        "gallery": protocol.get("gallery") or "the test images themselves",
+        "epochs": str(result["config"]["trainer"]["max_epochs"]),
+        "preset": protocol.get("preset") or "none",
+        "deciding space": protocol["space"],
+        "best epoch by": result["monitor"],
+        "best epoch chosen on": chosen_on(protocol),
+        **{key.removesuffix("._target_"): str(value).rpartition(".")[2] for key, value in measures.items()},
+    }
+
+
+def differing(protocols: Sequence[Protocol]) -> list[str]:
+    """The facts in which `protocols` are not all alike."""
+    names = dict.fromkeys(name for protocol in protocols for name in protocol.facts)
+    return [name for name in names if len({protocol.facts.get(name) for protocol in protocols}) > 1]
 
 
 def group_by_setting(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -82,9 +144,7 @@ def group_by_setting(results: Sequence[Result]) -> dict[str, list[Result]]:
         alike.setdefault(name, []).append(result)
     groups: dict[str, list[Result]] = {}
     for name, members in alike.items():
-        settings = [
-            {key: value for key, value in runs.flat(r["config"]).items() if not key.startswith(ASIDE)} for r in members
-        ]
+        settings = [settings_of(result) for result in members]
         differ = sorted(key for key in set().union(*settings) if len({str(s.get(key)) for s in settings}) > 1)
         for result, setting in zip(members, settings, strict=True):
             parts = [name] * bool(name) + [f"{key}={setting.get(key)}" for key in differ]
@@ -92,14 +152,26 @@ def group_by_setting(results: Sequence[Result]) -> dict[str, list[Result]]:
     return groups
 
 
-def paper_numbers(result: Result) -> dict[str, float]:
-    """What the paper reports of a run's method on its dataset, by metric; empty where it has no such row."""
-    method, dataset = result["choices"]["method"], result["config"]["dataset"]
-    if method == "deepcluster":
-        method = f"deepcluster({result['config']['method']['clusters']})"
-    name = dataset["name"] + {"train+unlabeled": "-105k"}.get(dataset.get("split", ""), "")
-    if name == "products" and not result["config"]["backbone"].get("pretrained"):
-        name = "products-scratch"
-    with PAPER.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["dataset"] == name and row["run"] == method]
-    return {row["metric"]: float(row["value"]) for row in rows}
+def curves_of(results: Sequence[Result], name: str) -> dict[int, list[float]]:
+    """The values of `name` at each epoch that all runs have it of, a value a run."""
+    curves = [{int(row["epoch"]): row[name] for row in result["history"] if name in row} for result in results]
+    epochs = sorted(set(curves[0]).intersection(*curves))
+    return {epoch: [curve[epoch] for curve in curves] for epoch in epochs}
+
+
+def scores_of(protocol: Protocol) -> list[str]:
+    """The scores of the deciding space, the headline first; those of held-out images begin with `validation/`."""
+    names = dict.fromkeys(name for result in protocol.results for name in (*result["untrained"], *result["last"]))
+    kept = [name for name in names if not _is_aside(name) or name == "train/alignment"]
+    return sorted(kept, key=lambda name: name != protocol.headline)
+
+
+def in_space(score: str, space: str) -> str:
+    """The name of the deciding space's `score` in the other one, `space`."""
+    held_out, _, bare = NAME.fullmatch(score).groups(default="")  # type: ignore[union-attr]
+    return f"{held_out}{space}/{bare}"
+
+
+def _is_aside(name: str) -> bool:
+    match = NAME.fullmatch(name)
+    return name == "epoch" or name.startswith("train/") or match is None or match[2] is not None

@@ -1,6 +1,7 @@
 """A run folder: who works in it, its config, its results."""
 
 import json
+import math
 import os
 import shlex
 import socket
@@ -21,7 +22,7 @@ from src.running.checkpoints import has_checkpoint
 ASIDE = ("run_dir", "sweep_dir", "cache_dir", "logger", "trainer.enable_progress_bar")
 # What may change when a run goes on: none of it alters what an epoch learns.
 FREE = (*ASIDE, "trainer.max_epochs", "dataset.cache_dir", "backbone.cache_dir")
-LOCK, HOLDER, PROGRESS = ".lock", ".holder", "progress.json"
+LOCK, HOLDER, PROGRESS, OVERRIDES = ".lock", ".holder", "progress.json", "overrides.json"
 PROBED = 1  # seconds: who only asks for the holder has the lock for a moment
 MOST, DEEPEST = 2**17, 20  # characters and levels that a config has
 
@@ -66,10 +67,11 @@ def _name_of(folder: Path) -> str:
     return path.read_text() if path.exists() else "another process"
 
 
-def begin(folder: Path, config: DictConfig) -> None:
+def begin(folder: Path, config: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Make `folder` that of a run of `config`: new, or going on from its last checkpoint: by more epochs if finished.
 
-    The results of a finished run that goes on are kept as `results-<epochs>.json`.
+    `overrides`, which were typed to have it, are kept for who wants it again, and the results of a finished run that
+    goes on as `results-<epochs>.json`.
 
     Raises:
         FileExistsError: it holds a finished run, which nothing overwrites.
@@ -96,6 +98,17 @@ def begin(folder: Path, config: DictConfig) -> None:
     if done is not None:
         os.replace(results, folder / f"results-{done}.json")
     write_atomically(path, OmegaConf.to_yaml(config))
+    write_atomically(folder / OVERRIDES, json.dumps(list(overrides), indent=1))
+
+
+def read_overrides(folder: Path) -> list[str] | None:
+    """What was typed to have the run in `folder`; None where it did not keep that, or it is nothing of the kind."""
+    try:
+        overrides = json.loads((folder / OVERRIDES).read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    sound = isinstance(overrides, list) and all(isinstance(override, str) for override in overrides)
+    return overrides if sound else None
 
 
 @contextmanager
@@ -166,8 +179,11 @@ def read_progress(folder: Path) -> dict[str, Any]:
     """What `write_progress` wrote; empty where nothing is, or nothing that it would write."""
     try:
         progress = dict(json.loads((folder / PROGRESS).read_text()))
-        return progress if progress.keys() >= {"epoch", "epochs", "monitor", "scores", "seconds_left"} else {}
-    except (OSError, ValueError, TypeError, RecursionError):
+        numbers = [progress[name] for name in ("epoch", "epochs", "seconds_left")]
+        for epoch, score in progress["scores"]:
+            _ = f"{epoch:d} {score:.2f}"
+        return progress if all(map(math.isfinite, numbers)) and isinstance(progress["monitor"], str) else {}
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return {}
 
 
@@ -186,11 +202,11 @@ def read_results(folder: Path) -> dict[str, Any]:
     return dict(results)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content` in one step; text is UTF-8."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

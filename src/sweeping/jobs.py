@@ -200,13 +200,21 @@ def planned(sweep: Path) -> dict[str, list[str]]:
 def find_runs(folders: Iterable[Path]) -> dict[Path, Standing]:
     """How the runs in `folders` and below stand, those included that a sweep has yet to begin.
 
-    Raises:
-        ValueError: a sweep's plan is damaged.
+    A folder in which something can't be read has failed, as has a sweep whose plan is damaged.
     """
-    begun = {path.parent for folder in folders for path in folder.rglob("config.yaml")}
-    sweeps = [path.parent for folder in folders for path in folder.rglob(PLAN)]
-    to_come = {sweep / name for sweep in sweeps for name in planned(sweep)}
-    return {folder: standing(folder) for folder in sorted(begun | to_come)}
+    found = {path.parent for folder in folders for path in folder.rglob("config.yaml")}
+    stand: dict[Path, Standing] = {}
+    for sweep in {path.parent for folder in folders for path in folder.rglob(PLAN)}:
+        try:
+            found |= {sweep / name for name in planned(sweep)}
+        except (OSError, ValueError) as error:
+            stand[sweep] = Standing("failed", str(error))
+    for folder in sorted(found - stand.keys()):
+        try:
+            stand[folder] = standing(folder)
+        except (OSError, ValueError) as error:
+            stand[folder] = Standing("failed", f"it can't be read: {error}")
+    return dict(sorted(stand.items()))
 
 
 def start(job: Job, environment: Mapping[str, str], hold: Iterable[int] = ()) -> subprocess.Popen[bytes]:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from src import settings
 from src.reporting.results import find_results
-from src.reporting.table import table
+from src.reporting.tables import table
 from src.running.cli import settled
 from src.running.runs import command_in
 from src.sweeping.jobs import LOG, Job, Standing, make_jobs, plan

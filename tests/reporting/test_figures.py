@@ -1,0 +1,83 @@
+"""Figures are files that open, the same for the same runs, and of few runs too."""
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.reporting import figures
+from src.reporting.figures import CURVES
+from src.reporting.results import group_by_protocol
+from tests.reporting.conftest import changed
+from tests.reporting.test_results import HISTOGRAM
+
+
+def untrained(result: dict[str, Any]) -> dict[str, Any]:
+    run = changed(result, 5, choices__method="untrained", best=None)
+    return run | {"history": run["history"][:1], "last": run["untrained"]}
+
+
+def test_files_open_and_are_the_same_again(result: dict[str, Any], tmp_path: Path) -> None:
+    protocols = group_by_protocol([changed(result, seed) for seed in range(3)] + [untrained(result)])
+    for name, draw in (("curves", figures.curves), ("bars", figures.bars)):
+        figures.save(draw(protocols), tmp_path, name)
+        first = (tmp_path / f"{name}.svg").read_bytes()
+        figures.save(draw(protocols), tmp_path, name)
+        assert (tmp_path / f"{name}.svg").read_bytes() == first
+        assert ElementTree.fromstring(first).tag.endswith("svg")
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.width > 600
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_curves_are_means_with_a_band(result: dict[str, Any]) -> None:
+    runs = [changed(result, seed) for seed in range(3)]
+    (axes,) = figures.curves(group_by_protocol(runs)).axes
+    (line,) = axes.lines
+    for epoch, value in np.asarray(line.get_xydata()):
+        values = [run["history"][int(epoch)]["knn/top1"] for run in runs]
+        assert value == pytest.approx(sum(values) / 3)
+    assert len(axes.collections) == 1
+
+
+def test_bars_stand_beside_the_papers(result: dict[str, Any]) -> None:
+    runs = [
+        changed(result, seed, choices__augmentation=name, config__dataset__name="cifar10")
+        for seed in (0, 1)
+        for name in ("full", "no_crop")
+    ]
+    (axes,) = figures.bars(group_by_protocol(runs)).axes
+    ours, theirs = ([bar.get_width() for bar in group] for group in axes.containers if hasattr(group, "patches"))
+    assert ours[0] == pytest.approx((runs[0]["last"]["knn/top1"] + runs[2]["last"]["knn/top1"]) / 2)
+    assert theirs == [83.6, 56.2]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "augmentation=full  (Full)",
+        "augmentation=no_crop  (w/o R)",
+    ]
+
+
+def test_of_too_many_settings_the_best_are_drawn(result: dict[str, Any]) -> None:
+    runs = [changed(result, config__method__temperature=number / 100, last__x=1.0) for number in range(1, CURVES + 4)]
+    for number, run in enumerate(runs):
+        run["last"]["knn/top1"] = float(number)
+    (axes,) = figures.bars(group_by_protocol(runs)).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == [f"method.temperature={number / 100}" for number in range(4, CURVES + 4)]
+    assert f"the best {CURVES} of {CURVES + 3} settings" in axes.get_title(loc="left")
+
+
+def test_histograms_are_those_of_the_run(result: dict[str, Any]) -> None:
+    assert figures.histograms(group_by_protocol([changed(result)])) is None
+    spaces = {"embedding": {"classes": HISTOGRAM, "animals": HISTOGRAM}, "pooled": {"classes": HISTOGRAM}}
+    figure = figures.histograms(group_by_protocol([changed(result, 1), changed(result, histograms=spaces)]))
+    assert figure is not None
+    assert [axes.get_title(loc="left").split("\n")[1] for axes in figure.axes] == [
+        "embedding, classes",
+        "embedding, animals",
+        "pooled, classes",
+    ]
+    values, edges, _ = figure.axes[0].patches[0].get_data()  # type: ignore[attr-defined]
+    assert (list(values), list(edges)) == (HISTOGRAM["same"], HISTOGRAM["edges"])
