@@ -356,6 +356,18 @@ def test_a_gallery_shows_the_nearest_of_the_same_queries(
     assert classes.bincount().tolist() in ([2, 2, 1], [2, 1, 2], [1, 2, 2]), "evenly from three classes"
 
 
+def test_images_are_shown_as_the_evaluation_sees_them(tmp_path: Path) -> None:
+    small_store(tmp_path / "store", train=40)
+    data = StoreDataModule(**datamodule_options(tmp_path, image_size=4, limit=10))
+    data.setup()
+    rows = torch.tensor([5, 0])
+    for loader, split, take in zip(
+        data.val_dataloader(), ("test", "train"), (data.query_images, data.gallery_images), strict=True
+    ):
+        batches = [data.clean(batch, split)["image"] for batch in loader]  # mean 0, deviation 1
+        assert torch.equal(take(rows).permute(0, 3, 1, 2).float(), torch.cat(batches)[rows])
+
+
 def test_fewer_images_than_asked_for(tmp_path: Path) -> None:
     small_store(tmp_path / "store", train=40, test=4)
     callback = pictures(queries=100, neighbors=100)
