@@ -1,7 +1,5 @@
 """The page of finished runs: tables, figures, pictures, and an `index.html` that needs nothing beside itself."""
 
-import base64
-import io
 import json
 import math
 import secrets
@@ -18,14 +16,13 @@ from markupsafe import Markup
 from PIL import Image
 
 from src.reporting import figures, tables
+from src.reporting.pictures import embed, gather
 from src.reporting.results import Protocol, Result, curves_of, group_by_protocol, in_space, settings_of
 from src.reporting.tables import Cell, Number, Table, digits_of, labelled, spread
 from src.running import runs
 from src.running.runs import write_atomically
 
 POINTS, NUMBERS = 80, 200_000  # of a curve, and of all curves of a protocol: more would make the page slow to open
-SIDE, WEIGHT = 1400, 12 * 2**20  # pixels, and bytes of all the pictures in the page
-PIXELS = 40_000_000  # a larger picture is not opened
 
 
 def write(
@@ -51,8 +48,8 @@ def write(
         for name, draw in (("curves", figures.curves), ("ablations", figures.bars), ("histograms", figures.histograms)):
             if (figure := draw(protocols)) is not None:
                 figures.save(figure, folder, name)
-                drawn[name] = _embed(Image.open(folder / f"{name}.png"))
-    pictures, unread = _pictures(protocols, folder / "pictures")
+                drawn[name] = embed(Image.open(folder / f"{name}.png"))
+    pictures, unread = gather(protocols, folder / "pictures")
     left += [("left out", where, why) for where, why in unread]
     html = _render(
         protocols, drawn, pictures, Table(["how", "where", "why"], [list(row) for row in left]), plans, refresh
@@ -220,56 +217,3 @@ def _plain(table: Table) -> dict[str, Any]:
         return parts
 
     return {"columns": table.columns, "rows": [[plain(cell) for cell in row] for row in table.rows]}
-
-
-def _pictures(protocols: Sequence[Protocol], folder: Path) -> tuple[list[dict[str, str]], list[tuple[str, str]]]:
-    """The pictures of the first run of each setting that has some, as far as there is room; and those left out, why."""
-    taken: list[dict[str, str]] = []
-    left: list[tuple[str, str]] = []
-    room = WEIGHT
-    chosen = [
-        (f"{setting}, seed {run['seed']}", run, picture)
-        for protocol in protocols
-        for setting, members in protocol.settings.items()
-        for run in [run for run in members if run.get("pictures")][:1]
-        for picture in run["pictures"]
-    ]
-    for number, (who, run, picture) in enumerate(chosen, 1):
-        path = Path(run["folder"]) / picture["png"]
-        try:
-            image = _open(path, Path(run["folder"]))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            left.append((str(path), f"a picture that can't be shown: {error}"))
-            continue
-        source = _embed(image)
-        if len(source) > room:
-            left.append((str(path), f"no room among the page's pictures: {WEIGHT >> 20} MiB of them are in it"))
-            continue
-        room -= len(source)
-        content = io.BytesIO()
-        image.save(content, "PNG")
-        folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{number:03}.png", content.getvalue())
-        title = f"{picture['title']}, epoch {picture['epoch']}"
-        taken.append({"who": who, "title": title, "kind": picture["kind"], "source": source})
-    return taken, left
-
-
-def _open(path: Path, folder: Path) -> Image.Image:
-    """The picture at `path`, which a stranger may have named, so it must lie in `folder`."""
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError("it does not lie in the run's folder")
-    image = Image.open(path, formats=["PNG"])
-    if image.width * image.height > PIXELS:
-        raise ValueError(f"it has {image.width} x {image.height} pixels")
-    image.load()
-    return image
-
-
-def _embed(image: Image.Image) -> str:
-    """A data URI, no side longer than SIDE."""
-    small = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    content = io.BytesIO()
-    small.save(content, "WEBP", quality=88, method=4)
-    return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"

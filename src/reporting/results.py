@@ -64,7 +64,7 @@ def find_results(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[st
             check_results(results)
             settings = [(name, value) for name, value in runs.flat(results["config"]).items() if _counts(name)]
         except (OSError, ValueError, RecursionError) as error:
-            left_out.append(f"{path}: {error}")
+            left_out.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
         first = found.setdefault(json.dumps(settings, default=str), results | {"folder": str(path.parent)})
         if first["folder"] != str(path.parent):

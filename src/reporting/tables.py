@@ -114,7 +114,7 @@ def _row(protocol: Protocol, setting: str, score: str, paper: Quoted | None) -> 
         difference = Number(last.value - paper.value, digits, note=OTHER_BUDGET * bool(budget(runs)))
     intervals = [(run["seed"], *run.get("intervals", {})[score]) for run in runs if score in run.get("intervals", {})]
     one: list[Cell] = [Number(low, digits, to=high, note=f"(seed {seed})") for seed, low, high in intervals[:1]]
-    cited = Number(paper.value, 1, note=f"({paper.system})") if paper else None
+    cited = Number(paper.value, 1, note=f"({paper.system}, Table {paper.table})") if paper else None
     start: list[Cell] = [labelled(setting, runs), score, Number(len(runs), 0), untrained, last]
     return [*start, *(one or [None]), best, cited, difference, *others]
 

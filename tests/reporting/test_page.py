@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from src.reporting import page
+from src.reporting import page, pictures
 from src.reporting.results import find_results
 from src.running import runs
 from src.sweeping.jobs import Job, plan, planned
@@ -138,12 +138,12 @@ def test_pictures(result: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_pictures_have_a_limit(result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = [{"title": "a", "kind": "map", "epoch": 1, "png": f"{number}.png"} for number in range(3)]
-    (folder,) = write_runs(tmp_path / "runs", [changed(result, pictures=pictures)])
+    drawn = [{"title": "a", "kind": "map", "epoch": 1, "png": f"{number}.png"} for number in range(3)]
+    (folder,) = write_runs(tmp_path / "runs", [changed(result, pictures=drawn)])
     for number in range(3):
         Image.effect_noise((400, 400), 90).save(folder / f"{number}.png")
-    source = page._embed(Image.open(folder / "0.png"))
-    monkeypatch.setattr(page, "WEIGHT", 2 * len(source) + len(source) // 2)
+    source = pictures.embed(Image.open(folder / "0.png"))
+    monkeypatch.setattr(pictures, "WEIGHT", 2 * len(source) + len(source) // 2)
     data = written(tmp_path / "runs", tmp_path / "page")
     assert [where for _, where, _ in data["others"]["rows"]] == [str(folder / "2.png")]
 

@@ -53,8 +53,8 @@ def test_an_interval_is_of_one_run_and_never_a_spread(result: dict[str, Any]) ->
 
 def test_the_papers_number_and_the_difference(result: dict[str, Any]) -> None:
     full, crop = cells([of_cifar(result), of_cifar(result, 0, "no_crop")])
-    assert str(crop["paper"]) == "56.2 (w/o R)"
-    assert str(full["paper"]) == "83.6 (Full)"
+    assert str(crop["paper"]) == "56.2 (w/o R, Table 7)"
+    assert str(full["paper"]) == "83.6 (Full, Table 7)"
     last = of_cifar(result)["last"]["knn/top1"]
     assert crop["last - paper"] == Number(last - 56.2, note="†")
     text = table([of_cifar(result)])

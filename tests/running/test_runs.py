@@ -40,6 +40,32 @@ def test_an_unfinished_run_goes_on_with_its_config_alone(folder: Path) -> None:
         again(folder, "optimizer.lr=0.1")
 
 
+def test_what_was_typed_is_kept(folder: Path) -> None:
+    assert runs.read_overrides(folder) == []
+    runs.begin(folder, runs.load_config(folder), ["seed=0", 'name="ö"'])
+    assert runs.read_overrides(folder) == ["seed=0", 'name="ö"']
+    for text in ("{}", "[1]", '"seed=0"', "", "[" * 10**5):
+        (folder / runs.OVERRIDES).write_text(text)
+        assert runs.read_overrides(folder) is None
+
+
+def test_progress_that_no_run_writes_is_none(tmp_path: Path) -> None:
+    sound = {"epoch": 3, "epochs": 9, "monitor": "knn/top1", "scores": [[3, 40.5]], "seconds_left": 4.0}
+    runs.write_progress(tmp_path, sound)
+    assert runs.read_progress(tmp_path) == sound
+    for name, value in (
+        ("epoch", "3"),
+        ("scores", 3),
+        ("scores", [[1]]),
+        ("scores", [[1, "high"]]),
+        ("seconds_left", None),
+        ("seconds_left", float("nan")),
+        ("monitor", 1),
+    ):
+        runs.write_progress(tmp_path, sound | {name: value})
+        assert runs.read_progress(tmp_path) == {}, (name, value)
+
+
 def test_a_finished_run_takes_more_epochs_and_nothing_else(folder: Path) -> None:
     finish(folder, 5)
     before = (folder / "results.json").read_text()
@@ -129,11 +155,11 @@ def test_damaged_results_are_named(tmp_path: Path, text: str) -> None:
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.write_results(tmp_path, {"last": {"epoch": 1}})
 
-    def full(self: Path, text: str) -> None:
+    def full(self: Path, content: bytes) -> None:
         self.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         runs.write_results(tmp_path, {"last": {"epoch": 2}})
     assert json.loads((tmp_path / "results.json").read_text()) == {"last": {"epoch": 1}}

@@ -82,6 +82,23 @@ def test_how_a_run_stands(tmp_path: Path) -> None:
     assert standing(run.folder).kind == "failed"
 
 
+def test_what_cannot_be_read_has_failed_and_the_others_are_listed(tmp_path: Path) -> None:
+    run, unread = job(tmp_path, "seed=1"), job(tmp_path, "seed=2")
+    plan(tmp_path, [run, unread])
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "sweep.json").write_text("[1]")
+    unread.folder.mkdir()
+    (unread.folder / FAILURE).write_bytes(b"\xff")
+    found = find_runs([tmp_path])
+    assert {path.name: now.kind for path, now in found.items()} == {
+        "foreign": "failed",
+        "seed=1": "waiting",
+        "seed=2": "failed",
+    }
+    assert "is no sweep's plan" in found[tmp_path / "foreign"].text
+    assert found[unread.folder].text.startswith("it can't be read: ")
+
+
 @pytest.mark.parametrize(
     ("said", "status", "text"),
     [
