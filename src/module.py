@@ -72,17 +72,22 @@ class EmbeddingModule(pl.LightningModule):
         return features, self.head(features)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """The `loss`, and all `terms` that the method computes, detached, with the `alignment` of two views, 0 to 4."""
+        """The `loss`, and detached its `terms`, the `features` `(VB, F)` and the `embeddings` `(VB, D)`.
+
+        The terms are the method's, and with two views an image their `alignment`, 0 to 4 (Wang and Isola, ICML 2020).
+        """
         seed_device(self.device, self.seed * 1_000_003 + self.global_step)
         features = self.backbone(batch["views"])
         embeddings = self.head(features) if self.method.unit_norm else self.head.project(features)
         with torch.autocast(self.device.type, enabled=False):  # the loss takes its products in float32
             terms = self.method(embeddings, batch["index"])
-            if len(embeddings) == 2 * len(batch["index"]):  # Wang and Isola, ICML 2020, alpha = 2
+            if len(embeddings) == 2 * len(batch["index"]):
                 one, other = functional.normalize(embeddings.detach().float(), dim=1).chunk(2)
                 terms["alignment"] = (one - other).square().sum(1).mean()
         self.seen.append((embeddings.detach(), batch["index"]))
-        return {"loss": terms["loss"], "terms": {name: term.detach() for name, term in terms.items()}}
+        detached = {name: term.detach() for name, term in terms.items()}
+        made = {"features": features.detach(), "embeddings": embeddings.detach()}
+        return {"loss": terms["loss"], "terms": detached, **made}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """A step, and what the method remembers of it: before any callback may write a checkpoint of the two."""

@@ -10,6 +10,7 @@ from src.callbacks.evaluation import VALIDATION, is_aside
 from src.module import may_wait
 
 T = TypeVar("T")
+UNSHOWN = ("geometry/", "linear/", "similarity/")  # there would be no room
 
 
 class Progress(RichProgressBar):
@@ -30,7 +31,7 @@ class Progress(RichProgressBar):
             return self.shown
         metrics = trainer.callback_metrics
         scores = [name for name in metrics if not name.startswith("train/") and not is_aside(name)]
-        scores = [name for name in scores if not name.startswith("geometry/")]
+        scores = [name for name in scores if not name.removeprefix(VALIDATION).startswith(UNSHOWN)]
         held_out = [name for name in scores if name.startswith(VALIDATION)]
         names = {"train/loss_step": "loss", "train/images_per_s": "images/s"}
         names |= {name: name.replace(VALIDATION, "val/") for name in held_out or scores}

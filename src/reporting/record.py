@@ -6,6 +6,7 @@ from typing import Any
 
 from src.callbacks.evaluation import Evaluation
 from src.callbacks.history import History
+from src.callbacks.pictures import Pictures
 from src.datamodules.base import StoreDataModule
 from src.module import EmbeddingModule
 from src.reporting.results import chosen_on
@@ -42,6 +43,7 @@ def collect(
     module: EmbeddingModule,
     evaluation: Evaluation,
     history: History,
+    pictures: Pictures | None,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What `results.json` says of a run whose training has ended, but for its best epoch."""
@@ -52,6 +54,7 @@ def collect(
         "monitor": evaluation.monitor,
         "intervals": evaluation.intervals,
         "histograms": evaluation.histograms,
+        "pictures": pictures.pictures if pictures else [],
         "protocol": {
             "name": choices["protocol"],
             "preset": choices.get("experiment"),

@@ -21,7 +21,7 @@ from src.running.checkpoints import has_checkpoint
 # Settings that make no other run: where things lie, and how it is watched.
 ASIDE = ("run_dir", "sweep_dir", "cache_dir", "logger", "trainer.enable_progress_bar")
 # What may change when a run goes on: none of it alters what an epoch learns.
-FREE = (*ASIDE, "trainer.max_epochs", "dataset.cache_dir", "backbone.cache_dir")
+FREE = (*ASIDE, "trainer.max_epochs", "dataset.cache_dir", "backbone.cache_dir", "callbacks.pictures")
 LOCK, HOLDER, PROGRESS, OVERRIDES = ".lock", ".holder", "progress.json", "overrides.json"
 PROBED = 1  # seconds: who only asks for the holder has the lock for a moment
 MOST, DEEPEST = 2**17, 20  # characters and levels that a config has

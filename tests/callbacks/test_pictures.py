@@ -269,7 +269,7 @@ def trainer(folder: Path, callback: Pictures, gallery: bool = True, logger: Any 
     return pl.Trainer(
         accelerator="cpu",
         logger=logger,
-        callbacks=[Counted({monitor.split("/")[0]: metric}, "embedding", monitor), callback],
+        callbacks=[Counted({monitor.split("/")[0]: metric}, {}, "embedding", monitor), callback],
         default_root_dir=folder,
         enable_checkpointing=False,
         enable_progress_bar=False,
