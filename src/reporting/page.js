@@ -62,7 +62,7 @@ function table(place, key, name, content, { pick = null, first = "", open = null
     if (select.value !== now.picked) now.picked = select.value = content.rows[0][pick];
     tools.prepend(select);
   }
-  place.append(tools, make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": name }, make("table", {}, head, body)));
+  place.append(tools, make("div", { class: content.rows.length > 200 ? "scroll long" : "scroll", tabindex: 0, role: "region", "aria-label": name }, make("table", {}, head, body)));
 
   let rows = [], columns = [];
   function build() {
