@@ -40,6 +40,8 @@ SMALL = [
     "protocol.metrics.knn.k=20",
     "trainer.max_epochs=4",
     "trainer.log_every_n_steps=3",  # where several ranks agree to end
+    "callbacks.pictures.images=20",
+    "callbacks.pictures.queries=2",
     "logger=csv",
 ]
 RANKS = {1: [], 2: ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=8"]}

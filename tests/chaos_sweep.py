@@ -22,6 +22,7 @@ from tests.chaos import differences, outcome, start
 JOBS = ["method=triplet,simclr", "seed=0,1,2", "dataset.batch_size=32,64"]
 COUNT = 12
 SMALL = ["dataset.limit=200", "protocol.metrics.knn.k=20", "trainer.max_epochs=3", "logger=csv"]
+SMALL += ["callbacks.pictures.images=20"]
 WAYS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None)  # None: one of its runs
 
 

@@ -36,6 +36,7 @@ from tests.test_settings import CHOICES, EDGES, leaves, plain
 PATIENCE = 60  # seconds
 MEMORY = 12 * 2**30  # bytes of addresses: what asks for more is refused or dies
 SMALL = ["dataset.limit=60", "dataset.batch_size=16", "protocol.metrics.knn.k=5", "trainer.max_epochs=1", "logger=none"]
+SMALL += ["callbacks.pictures.images=5", "callbacks.pictures.queries=1", "callbacks.pictures.epochs=[]"]
 # Others need downloads: test_settings.py draws values for these too.
 LIGHT = [choice for choice in CHOICES if not choice.startswith(("experiment=", "backbone=", "dataset="))]
 TINY = "test_resnet"  # a network of timm's, 0.5 million parameters

@@ -191,11 +191,14 @@ def test_a_step_returns_all_terms_detached() -> None:
     outputs, method = Outputs(), Watched()
     fit(make(method=method), outputs, batches=2)
     for step in outputs.training:
-        assert step["terms"].keys() == {"loss", "double"}
+        assert step["terms"].keys() == {"loss", "double", "alignment"}
         assert not any(term.requires_grad for term in step["terms"].values())
         assert step["terms"]["loss"] == step["loss"] == step["terms"]["double"] / 2
     _, z, _, weight = method.events[0]
     torch.testing.assert_close(outputs.training[0]["loss"], (z @ weight).sin().mean())
+    pairs = list(zip(functional.normalize(z, dim=1), functional.normalize(z, dim=1)[len(z) // 2 :], strict=False))
+    expected = sum((one - other).square().sum() for one, other in pairs) / len(pairs)
+    torch.testing.assert_close(outputs.training[0]["terms"]["alignment"], expected)
 
 
 def test_the_method_is_given_what_the_head_makes_of_the_views() -> None:

@@ -32,6 +32,7 @@ def test_every_method_runs_by_one_command(run: Run, sweep: Path) -> None:
         "method=glob(*)",
         "dataset=digits",
         "dataset.limit=500",
+        "callbacks.pictures=null",
         "trainer.max_epochs=1",
         "logger=none",
         f"sweep_dir={sweep}/all",

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,13 @@ from src.running import checkpoints
 from tests.chaos import differences, outcome
 from tests.conftest import ROOT, Run
 
-QUICK = ("dataset.limit=300", "protocol.metrics.knn.k=20", "trainer.max_epochs=1", "logger=none")
+QUICK = (
+    "dataset.limit=300",
+    "protocol.metrics.knn.k=20",
+    "callbacks.pictures=null",
+    "trainer.max_epochs=1",
+    "logger=none",
+)
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -54,6 +61,18 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
     assert found["config"]["seed"] == found["seed"] == 0
     assert found["images_per_s"] > 0
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    drawn = {(picture["kind"], picture["epoch"]) for picture in found["pictures"]}
+    assert {("gallery", 0), ("gallery", 1), ("gallery", 10), ("failures", 10), ("map", 0), ("map", 10)} <= drawn
+    assert ("similarity", 10) in drawn
+    for picture in found["pictures"]:
+        assert (folder / picture["png"]).read_bytes().startswith(b"\x89PNG")
+        assert (folder / picture["svg"]).read_text().startswith("<?xml")
+    finals = {"linear/svm", "linear/logistic", "similarity/AUC", "pooled/linear/svm", "pooled/similarity/overlap"}
+    assert ["linear/svm" in row for row in found["history"]] == [True, *[False] * 9, True]
+    assert finals <= found["last"].keys() & found["untrained"].keys() & found["intervals"].keys()
+    assert found["last"]["probe/top1"] > 80, "what the embedding knows of the classes is linear, mostly"
+    for name, (low, high) in found["intervals"].items():
+        assert low <= found["last"][name] <= high
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         "best.ckpt",
         "last.ckpt",
@@ -65,7 +84,7 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
         assert again.returncode == 0, again.stderr
         for name in ("knn/top1", "knn/top5"):
             score = f"{found[checkpoint][name]:.4f}"
-            assert f"{name:24}{score:>9}  results.json: {score}" in again.stdout
+            assert re.search(rf"^{name} +{score}  .* to .*  results.json: {score}$", again.stdout, re.MULTILINE)
 
     before = (folder / "results.json").read_bytes()
     refused = run("src.train", *QUICK, f"run_dir={folder}")
@@ -77,7 +96,7 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
 def test_held_out_images_decide_what_is_best(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     noisy = ["dataset.validation=0.02", "dataset.batch_size=16", "trainer.max_epochs=4"]  # the test images like epoch 1
-    done = run("src.train", *QUICK[:2], *noisy, "logger=csv", f"run_dir={folder}")
+    done = run("src.train", *QUICK[:3], *noisy, "logger=csv", f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     assert "digits: 300 training, 29 held-out and 360 test images" in done.stdout
     assert "of validation/knn/top1 (embedding), chosen on held-out training images" in done.stdout
@@ -98,7 +117,7 @@ def test_held_out_images_decide_what_is_best(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_last_epoch_is_scored_whatever_the_interval(run: Run, tmp_path: Path) -> None:
-    arguments = [*QUICK[:2], "logger=none", "trainer.check_val_every_n_epoch=2", f"run_dir={tmp_path / 'run'}"]
+    arguments = [*QUICK[:3], "logger=none", "trainer.check_val_every_n_epoch=2", f"run_dir={tmp_path / 'run'}"]
     done = run("src.train", *arguments, "trainer.max_epochs=3")
     assert done.returncode == 0, done.stderr
     found = results(tmp_path / "run")
@@ -189,7 +208,7 @@ def test_an_interrupted_run_says_how_to_go_on(
 def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, tmp_path: Path, cache: Path) -> None:
     """A signal to the whole group of processes, as Slurm sends it: the ranks agree on the step, and rank 0 writes."""
     ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=8", "dataset.limit=240")
-    arguments = [*QUICK[1:2], *ranks, "input.size=16", "method.positives=nearest", "trainer.log_every_n_steps=1"]
+    arguments = [*QUICK[1:3], *ranks, "input.size=16", "method.positives=nearest", "trainer.log_every_n_steps=1"]
     arguments += ["trainer.max_epochs=2", "logger=csv"]
     assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
 
@@ -224,7 +243,7 @@ def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, tmp_path: Path, ca
 
 def test_a_finished_run_that_was_moved_takes_more_epochs(run: Run, tmp_path: Path) -> None:
     """It ends as one that had them from the start; its first results stay."""
-    arguments = [*QUICK[:2], "logger=csv", "trainer.max_epochs=3"]
+    arguments = [*QUICK[:3], "logger=csv", "trainer.max_epochs=3"]
     assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
     assert run("src.train", *arguments, "trainer.max_epochs=1", f"run_dir={tmp_path / 'first'}").returncode == 0
     before = (tmp_path / "first" / "results.json").read_bytes()
@@ -296,7 +315,7 @@ def test_a_multirun_leaves_complete_runs_of_their_own(run: Run, tmp_path: Path) 
     done = run(
         "src.train",
         "-m",
-        *QUICK[:3],
+        *QUICK[:4],
         "augmentation=full,none",
         "method.negatives=all,hard",
         f"sweep_dir={tmp_path}/sweep",
@@ -367,7 +386,7 @@ def test_a_mistake_on_two_ranks_ends_in_one_message(run: Run, tmp_path: Path) ->
 @pytest.mark.parametrize(("logger", "file"), [("csv", "metrics.csv"), ("tensorboard", "tensorboard/events.*")])
 def test_other_loggers(run: Run, tmp_path: Path, logger: str, file: str) -> None:
     done = run(
-        "src.train", *QUICK[:3], f"logger={logger}", "trainer.log_every_n_steps=1", f"run_dir={tmp_path / 'run'}"
+        "src.train", *QUICK[:4], f"logger={logger}", "trainer.log_every_n_steps=1", f"run_dir={tmp_path / 'run'}"
     )
     assert done.returncode == 0, done.stderr
     written = next((tmp_path / "run").glob(file))
@@ -380,7 +399,7 @@ def test_other_loggers(run: Run, tmp_path: Path, logger: str, file: str) -> None
 
 def test_an_unreachable_wandb_server_is_no_obstacle(run: Run, tmp_path: Path) -> None:
     credentials = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    done = run("src.train", *QUICK[:3], f"run_dir={tmp_path / 'run'}", **credentials)
+    done = run("src.train", *QUICK[:4], f"run_dir={tmp_path / 'run'}", **credentials)
     assert done.returncode == 0, done.stderr
     assert "W&B is offline" in done.stdout
     assert "0" * 40 not in done.stdout + done.stderr

@@ -95,17 +95,20 @@ def _fit(
     def weights() -> Tensor:
         return torch.linalg.solve_triangular(root.T, coordinates, upper=True)
 
-    def evaluate() -> Tensor:
+    def objective() -> tuple[Tensor, Tensor]:
         current = weights()
         value, gradient = (penalty * current.square()).sum() / 2, penalty * current
         rows = max(1, SCORES // classes)
         for part, own in zip(points.split(rows), labels.split(rows), strict=True):
             losses, derivative = loss(part @ current, one_hot(own, classes).double())
             value, gradient = value + C * losses, gradient + C * (derivative.T @ part).T
-        coordinates.grad = torch.linalg.solve_triangular(root, gradient, upper=False).contiguous()
+        return value, torch.linalg.solve_triangular(root, gradient, upper=False).contiguous()
+
+    def evaluate() -> Tensor:
+        value, coordinates.grad = objective()
         return value
 
-    tolerance = TOLERANCE * float(evaluate()) ** 0.5  # the square of the gradient is twice what is left to gain
+    tolerance = TOLERANCE * float(objective()[0]) ** 0.5  # half the gradient's square is about what is left to gain
     optimizer = torch.optim.LBFGS(
         [coordinates],
         max_iter=STEPS,
@@ -115,11 +118,9 @@ def _fit(
         line_search_fn="strong_wolfe",
     )
     optimizer.step(evaluate)
-    evaluate()
-    assert coordinates.grad is not None
-    found = weights()
+    found, gradient = weights(), objective()[1]
     directions = found[:-1] if basis is None else basis @ found[:-1]
-    return LinearModel(directions.T, found[-1], bool(coordinates.grad.abs().max() <= tolerance))
+    return LinearModel(directions.T, found[-1], bool(gradient.abs().max() <= tolerance))
 
 
 class Linear(Score):
@@ -152,7 +153,7 @@ class Linear(Score):
             )
 
     def update(self, query: Tensor, query_labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> None:
-        """Learn from `gallery` `(G, D)` and classify `query` `(Q, D)`; a class that the gallery lacks is wrong."""
+        """Learn from `gallery` `(G, D)`, classify `query` `(Q, D)`; a class that the gallery lacks is never right."""
         classes, labels = gallery_labels.unique(return_inverse=True)
         for name, (fit, C) in self.models.items():
             model = fit(gallery, labels, C)

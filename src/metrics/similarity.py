@@ -167,7 +167,7 @@ class Similarity(Score):
         return {name: values[0].float() for name, values in self.resampled(each).items()}
 
     def histograms(self) -> dict[str, dict[str, list[float]]]:
-        """Densities of the similarities to the `same` and to `other` groups in bins between `edges`, by grouping."""
+        """Densities of the similarities to the `same` group and to `other` ones, by grouping, between `edges`."""
         edges = torch.linspace(-1, 1, BINS + 1, dtype=torch.float64).tolist()
         found = {}
         for grouping, parts in self.found.items():

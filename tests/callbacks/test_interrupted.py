@@ -22,6 +22,7 @@ SMALL = (
     "dataset.limit=60",
     "dataset.batch_size=12",
     "protocol.metrics.knn.k=5",
+    "callbacks.pictures=null",
     "trainer.max_epochs=2",
     "logger=none",
 )

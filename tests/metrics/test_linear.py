@@ -101,8 +101,11 @@ def test_what_is_no_minimum_yet_is_said(digits: Digits, monkeypatch: pytest.Monk
     points, labels = digits[0][:300], digits[1][:300]
     monkeypatch.setattr(linear, "STEPS", 2)
     assert not linear_svm(points, labels, 1.0).converged
-    with pytest.warns(UserWarning, match=r"protocol.final.linear: logistic is not at its minimum.*lower logistic_C"):
+    with pytest.warns(UserWarning, match="not at its minimum") as said:
         Linear().update(points, labels, points, labels)
+    assert [str(warning.message) for warning in said] == [
+        f"protocol.final.linear: {name} is not at its minimum yet: lower {name}_C" for name in ("svm", "logistic")
+    ]
 
 
 def test_galleries_that_teach_nothing_are_errors() -> None:

@@ -101,7 +101,7 @@ def test_a_strangers_names_run_nothing(result: dict[str, Any], tmp_path: Path) -
     parsed = Parsed((tmp_path / "page" / "index.html").read_text())
     assert len(parsed.scripts) == 3, "its data, Chart.js, and ours"
     assert not {"onerror", "onload"} & set(parsed.names)
-    assert parsed.names.count("img") == 4, "two figures, a picture, and that of the dialog"
+    assert parsed.names.count("img") == 5, "three figures, a picture, and that of the dialog"
     assert data["others"]["rows"] == [["failed", EVIL, EVIL]]
     assert shlex.split(data["sections"][0]["details"]["commands"][0]) == ["python", "-m", "src.train", EVIL]
     assert "49" not in data["sections"][0]["runs"]["rows"][0][0]

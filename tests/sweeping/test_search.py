@@ -169,7 +169,13 @@ def test_a_trial_below_the_median_is_ended_early(tmp_path: Path, trials: Any) ->
     assert json.loads((job.folder / "results.json").read_text())["last"]["epoch"] < 20
 
 
-SEARCH = ("hydra/sweeper=optuna", "dataset.limit=200", "protocol.metrics.knn.k=20", "trainer.max_epochs=1")
+SEARCH = (
+    "hydra/sweeper=optuna",
+    "dataset.limit=200",
+    "protocol.metrics.knn.k=20",
+    "callbacks.pictures=null",
+    "trainer.max_epochs=1",
+)
 
 
 def test_held_out_images_decide(run: Run, tmp_path: Path) -> None:
