@@ -19,18 +19,35 @@ def normalized_mutual_information(first: Tensor, second: Tensor, average: str = 
 
     1 where both put everything into one class. Memory grows with N, not with the number of classes.
     """
-    total = len(first)
-    _, first, first_counts = first.unique(return_inverse=True, return_counts=True)
-    _, second, second_counts = second.unique(return_inverse=True, return_counts=True)
-    if len(first_counts) == len(second_counts) == 1:
-        return torch.ones((), dtype=torch.float64, device=first.device)
-    pairs, joint = (first * len(second_counts) + second).unique(return_counts=True)
-    p_first, p_second, p_joint = (counts.double() / total for counts in (first_counts, second_counts, joint))
-    independent = p_first[pairs // len(second_counts)] * p_second[pairs % len(second_counts)]
-    information = (p_joint * (p_joint / independent).log()).sum().clamp(min=0)
-    h_first, h_second = (-(p * p.log()).sum() for p in (p_first, p_second))
-    mean = (h_first + h_second) / 2 if average == "arithmetic" else (h_first * h_second).sqrt()
-    return information / mean.clamp(min=1e-300)
+    return information_terms(first, second, average).mean().clamp(0, 1)  # rounding may leave it
+
+
+def information_terms(first: Tensor, second: Tensor, average: str = "arithmetic") -> Tensor:
+    """What each image adds to `normalized_mutual_information`, `(N,)`, float64: its mean is that.
+
+    The difference from the mean is the derivative by the image's weight, times N. So the mean of a resample is what the
+    infinitesimal jackknife (Efron, 1982) makes of it. The resample's own NMI would be too high: images drawn twice
+    inform about each other, which at 100 classes of 60 images is 6 percent.
+    """
+    classes, numbers = second.unique(return_inverse=True)
+    both = first * len(classes) + numbers
+    in_first, in_second, in_both = (_surprise(labels) for labels in (first, second, both))
+    information = in_first + in_second - in_both
+    if average == "arithmetic":
+        mean = (in_first + in_second) / 2
+    else:
+        h_first, h_second = in_first.mean(), in_second.mean()
+        mean = (in_first * h_second + in_second * h_first) / (2 * (h_first * h_second).sqrt())
+    if not mean.mean() > 0:  # one of the two, or both, is a single class
+        return torch.full_like(mean, float(torch.equal(in_first, in_second)))
+    share = information.mean() / mean.mean()
+    return share + (information - share * mean) / mean.mean()
+
+
+def _surprise(labels: Tensor) -> Tensor:
+    """-log of the share that has the same label, of each `(N,)`, float64; their mean is the entropy."""
+    _, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
+    return -(counts.double() / len(labels)).log()[inverse]
 
 
 class Clustering(Score):
@@ -56,7 +73,8 @@ class Clustering(Score):
     def update(self, query: Tensor, query_labels: Tensor) -> None:
         """Cluster `query` `(Q, D)`, unit norm."""
         clusters, _ = kmeans(query, len(query_labels.unique()), self.seed, self.restarts)
-        self.score = 100 * normalized_mutual_information(clusters, query_labels, self.average)
+        self.shares = {"NMI": information_terms(clusters, query_labels, self.average)}
+        self.score = 100 * self.shares["NMI"].mean()
 
     def compute(self) -> dict[str, Tensor]:
         """Percent."""

@@ -76,7 +76,9 @@ class WeightedKNN(Score):
     def update(self, query: Tensor, query_labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> None:
         """Classify `query` `(Q, D)` by `gallery` `(G, D)`, both unit norm, and count the hits."""
         votes = knn_votes(query, gallery, gallery_labels, self.k, self.temperature)
-        self.hits = self.hits + torch.stack([top_hits(votes, query_labels, top).sum() for top in self.top])
+        hits = [top_hits(votes, query_labels, top) for top in self.top]
+        self.shares = {name: hit.float() for name, hit in zip(self.scores(), hits, strict=True)}
+        self.hits = self.hits + torch.stack(hits).sum(1)
         self.total = self.total + len(query)
 
     def compute(self) -> dict[str, Tensor]:

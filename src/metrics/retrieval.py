@@ -86,6 +86,10 @@ class Retrieval(Score):
         self.hits = self.hits + hits.sum(0)
         self.precision = self.precision + precision.sum()
         self.total = self.total + len(hits)
+        known = relevant_counts(query_labels) > 0
+        shares = precision.new_full((len(self.scores()), len(query)), torch.nan)
+        shares[:, known] = torch.cat([hits.T, precision.unsqueeze(0)])
+        self.shares = dict(zip(self.scores(), shares, strict=True))
 
     def compute(self) -> dict[str, Tensor]:
         """Percent of the queries that have something to find, by name."""
