@@ -69,7 +69,7 @@ def nearest_neighbors(
 
 def _in_order(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The `k` largest of each column of `(G, Q)` and their rows, `(Q, k)`, of equals the lower row first."""
-    rows = _largest(similarity, min(k + 1, len(similarity)))
+    rows = largest(similarity, min(k + 1, len(similarity)))
     values, order = similarity.gather(0, rows.T).T.sort(dim=1, descending=True)
     rows = rows.gather(1, order)
     # Open still: which of equals comes first, and which of them is cut off.
@@ -84,7 +84,7 @@ def _in_order(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values[:, :k], rows[:, :k]
 
 
-def _largest(similarity: Tensor, k: int) -> Tensor:
+def largest(similarity: Tensor, k: int) -> Tensor:
     """Rows `(Q, k)`, in any order, of the `k` largest of each column of `(G, Q)`.
 
     They lie in the k groups of rows with the largest maxima, so most of the rows are looked at only once.
@@ -92,8 +92,8 @@ def _largest(similarity: Tensor, k: int) -> Tensor:
     groups = len(similarity) // GROUP
     if groups < 2 * k:
         return similarity.T.topk(k, sorted=False).indices
-    best = _largest(similarity[: groups * GROUP].unflatten(0, (GROUP, groups)).amax(0), k)
+    best = largest(similarity[: groups * GROUP].unflatten(0, (GROUP, groups)).amax(0), k)
     number = torch.arange(len(similarity), device=best.device)
     members = (best.unsqueeze(1) + number[: groups * GROUP : groups].unsqueeze(1)).flatten(1)
     rows = torch.cat([members, number[groups * GROUP :].expand(len(best), -1)], 1)
-    return rows.gather(1, _largest(similarity.gather(0, rows.T), k))
+    return rows.gather(1, largest(similarity.gather(0, rows.T), k))
