@@ -72,14 +72,16 @@ class EmbeddingModule(pl.LightningModule):
         return features, self.head(features)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """The `loss`, and all `terms` that the method computes, detached."""
+        """The `loss`, and detached all `terms` of the method's, the `features` `(VB, F)` and `embeddings` `(VB, D)`."""
         seed_device(self.device, self.seed * 1_000_003 + self.global_step)
         features = self.backbone(batch["views"])
         embeddings = self.head(features) if self.method.unit_norm else self.head.project(features)
         with torch.autocast(self.device.type, enabled=False):  # the loss takes its products in float32
             terms = self.method(embeddings, batch["index"])
         self.seen.append((embeddings.detach(), batch["index"]))
-        return {"loss": terms["loss"], "terms": {name: term.detach() for name, term in terms.items()}}
+        detached = {name: term.detach() for name, term in terms.items()}
+        made = {"features": features.detach(), "embeddings": embeddings.detach()}
+        return {"loss": terms["loss"], "terms": detached, **made}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """A step, and what the method remembers of it: before any callback may write a checkpoint of the two."""

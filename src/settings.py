@@ -48,6 +48,7 @@ TRAIN: Group = {
         "space": Literal["embedding", "pooled"],
         "monitor": Text,
         "metrics": {},
+        "final": {},
     },
     **{name: {} for name in ("optimizer", "trainer", "logger", "callbacks")},
     **{name: {} for name in ("augmentation", "backbone", "dataset", "method")},

@@ -47,7 +47,7 @@ class BatchedSplit(Dataset[Batch]):
             row = self.companions[index].T.flatten()
             index = row[: len(index)]
         row = self.rows[row]
-        batch = {"index": index, "label": self.split.labels[row[: len(index)]]}
+        batch = {"index": index, "label": self.split.labels[row]}
         return batch | ({"row": row} if self.on_device else {"image": self.split.images[row]})
 
 
@@ -76,10 +76,10 @@ def _whole(batch: Any) -> Any:
 class StoreDataModule(pl.LightningDataModule):
     """Training views, and the query and gallery of the evaluation, from a store of uint8 images.
 
-    Batches are dicts: `index` `(B,)`, the position in the training (or test) set; `label` `(B,)`; and, made on the
-    device after the transfer, `views` `(VB, 3, S, S)` for training, rows i, i + B, … V views of image `index[i]` or of
-    its companions (`pair`), or `image` `(B, 3, S, S)` for evaluation. Subclasses say in `build` how their images come
-    into the store.
+    Batches are dicts: `index` `(B,)`, the position in the training (or test) set; `label` `(B,)`, with companions
+    `(VB,)`, each view's own; and, made on the device after the transfer, `views` `(VB, 3, S, S)` for training, rows
+    i, i + B, … V views of image `index[i]` or of its companions (`pair`), or `image` `(B, 3, S, S)` for evaluation.
+    Subclasses say in `build` how their images come into the store.
 
     Args:
         name: names the store.
