@@ -5,13 +5,14 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import batch_norm, normalize, pad
 
 from src.callbacks.evaluation import SPACES, VALIDATION
 from src.hints import Positive
 from src.running.distributed import gather_rows, gather_unique
 
 MOMENTUM = 0.9
+EPSILON = 1e-8  # of variances: a dimension of unit-norm features may have one of 1e-5
 
 
 class Probe(pl.Callback):
@@ -21,18 +22,21 @@ class Probe(pl.Callback):
     other scores are (`src.callbacks.evaluation`). Where no training image has a label, or the test classes are not
     trained on, it does nothing.
 
-    It starts at zero and draws nothing; a checkpoint has all of it. Several ranks learn from the features of all.
+    Features of unit norm are standardised by batch norm without weights, as in He et al., CVPR 2022 (appendix A.1):
+    what sets images apart is small beside what they have in common. It starts at zero and draws nothing; a checkpoint
+    has all of it. Several ranks learn from the features of all.
 
     Args:
         space: the one that decides what is best.
-        lr: of gradient descent with momentum; features have unit norm.
+        lr: of gradient descent with momentum, whose inputs have a mean square norm of 1.
     """
 
     def __init__(self, space: Literal["embedding", "pooled"], lr: Positive) -> None:
         self.space, self.lr = space, lr
         self.classes = 0  # 0: does nothing
-        self.weights: dict[str, Tensor] = {}  # by space, (D + 1, C): the last row is the intercepts
-        self.velocity: dict[str, Tensor] = {}
+        self.queries: tuple[str, ...] = ()
+        # By space: weights and velocity (D + 1, C), whose last row is the intercepts'; running mean and variance (D,).
+        self.learned: dict[str, dict[str, Tensor]] = {}
         self.scored: dict[int, list[tuple[Tensor, ...]]] = {}  # by query set: index, and whether right in each space
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -41,8 +45,8 @@ class Probe(pl.Callback):
         self.queries = ("",) if datamodule.validation_labels is None else ("", VALIDATION)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for kept in (self.weights, self.velocity):
-            kept.update({space: tensor.to(pl_module.device) for space, tensor in kept.items()})
+        for kept in self.learned.values():
+            kept.update({name: tensor.to(pl_module.device) for name, tensor in kept.items()})
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -50,19 +54,21 @@ class Probe(pl.Callback):
     ) -> None:
         if not self.classes:
             return
-        labels = batch["label"].repeat(len(outputs["features"]) // len(batch["label"]))
-        labels = gather_rows(labels)
+        views = len(outputs["features"]) // len(batch["label"])  # of the label's image; 1 where each has its own label
+        labels = gather_rows(batch["label"].repeat(views))
         targets = (labels.unsqueeze(1) == torch.arange(self.classes, device=labels.device)).float()
-        known = targets.sum(1, keepdim=True)  # 0 for an image without a label
         for space, made in zip(SPACES, (outputs["embeddings"], outputs["features"]), strict=True):
-            inputs = _inputs(gather_rows(made))
-            if space not in self.weights:
-                self.weights[space] = inputs.new_zeros(inputs.shape[1], self.classes)
-                self.velocity[space] = torch.zeros_like(self.weights[space])
-            errors = (inputs @ self.weights[space]).softmax(1) * known - targets
-            gradient = inputs.T @ errors / known.sum().clamp(min=1)
-            self.velocity[space].mul_(MOMENTUM).add_(gradient)
-            self.weights[space].sub_(self.velocity[space], alpha=self.lr)
+            features = gather_rows(made)
+            if space not in self.learned:
+                self.learned[space] = _begin(features, self.classes)
+            self._step(self.learned[space], features, targets)
+
+    def _step(self, kept: dict[str, Tensor], features: Tensor, targets: Tensor) -> None:
+        """One step of the cross-entropy's gradient; a row of `targets` `(VB, C)` is 0 for an image without a label."""
+        inputs, known = _inputs(features, kept, training=True), targets.sum(1, keepdim=True)
+        errors = (inputs @ kept["weights"]).softmax(1) * known - targets
+        kept["velocity"].mul_(MOMENTUM).add_(inputs.T @ errors / known.sum().clamp(min=1))
+        kept["weights"].sub_(kept["velocity"], alpha=self.lr)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.scored = {}
@@ -76,10 +82,14 @@ class Probe(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self.weights and dataloader_idx < len(self.queries):
-            votes = (_inputs(outputs[space]) @ self.weights[space] for space in SPACES)
-            right = ((vote.argmax(1) == outputs["label"]).float() for vote in votes)
-            self.scored.setdefault(dataloader_idx, []).append((outputs["index"], *right))
+        if not self.learned or dataloader_idx >= len(self.queries):
+            return
+        right = []
+        for space in SPACES:
+            kept = self.learned[space]
+            votes = _inputs(outputs[space], kept, training=False) @ kept["weights"]
+            right.append((votes.argmax(1) == outputs["label"]).float())
+        self.scored.setdefault(dataloader_idx, []).append((outputs["index"], *right))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for number, batches in self.scored.items():
@@ -89,12 +99,25 @@ class Probe(pl.Callback):
                 pl_module.log(f"{prefix}probe/top1", 100 * hits.mean(), add_dataloader_idx=False, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self.weights, "velocity": self.velocity}
+        return {"learned": self.learned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.weights, self.velocity = state_dict["weights"], state_dict["velocity"]
+        self.learned = state_dict["learned"]
 
 
-def _inputs(features: Tensor) -> Tensor:
-    """Features `(B, D)` of unit norm, float32, and a column of ones."""
-    return pad(normalize(features.float(), dim=1), (0, 1), value=1.0)
+def _begin(features: Tensor, classes: int) -> dict[str, Tensor]:
+    """What is learned of one space, before its first features `(VB, D)`, whose mean and variance it begins with."""
+    unit = normalize(features.float(), dim=1)
+    weights = unit.new_zeros(unit.shape[1] + 1, classes)
+    statistics = {"mean": unit.mean(0), "variance": unit.var(0)}
+    return {"weights": weights, "velocity": torch.zeros_like(weights), **statistics}
+
+
+def _inputs(features: Tensor, kept: dict[str, Tensor], training: bool) -> Tensor:
+    """Features `(B, D)` of unit norm, standardised, over the root of D, and a column of ones: float32.
+
+    In training by the batch's own statistics, which the running ones follow.
+    """
+    unit = normalize(features.float(), dim=1)
+    standard = batch_norm(unit, kept["mean"], kept["variance"], training=training, eps=EPSILON)
+    return pad(standard / unit.shape[1] ** 0.5, (0, 1), value=1.0)
