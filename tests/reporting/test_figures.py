@@ -72,7 +72,9 @@ def test_of_too_many_settings_the_best_are_drawn(result: dict[str, Any]) -> None
 def test_histograms_are_those_of_the_run(result: dict[str, Any]) -> None:
     assert figures.histograms(group_by_protocol([changed(result, histograms={})])) is None
     spaces = {"embedding": {"classes": HISTOGRAM, "animals": HISTOGRAM}, "pooled": {"classes": HISTOGRAM}}
-    figure = figures.histograms(group_by_protocol([changed(result, 1, histograms={}), changed(result, histograms=spaces)]))
+    figure = figures.histograms(
+        group_by_protocol([changed(result, 1, histograms={}), changed(result, histograms=spaces)])
+    )
     assert figure is not None
     assert [axes.get_title(loc="left").split("\n")[1] for axes in figure.axes] == [
         "embedding, classes",
