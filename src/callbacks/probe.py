@@ -1,13 +1,13 @@
 """An online linear probe: what a linear classifier makes of the features while the network learns."""
 
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm, normalize, pad
 
-from src.callbacks.evaluation import SPACES, VALIDATION
+from src.callbacks.evaluation import SPACES, VALIDATION, Evaluation
 from src.hints import Positive
 from src.running.distributed import gather_rows, gather_unique
 
@@ -27,13 +27,13 @@ class Probe(pl.Callback):
     has all of it. Several ranks learn from the features of all.
 
     Args:
-        space: the one that decides what is best.
         lr: of gradient descent with momentum, whose inputs have a mean square norm of 1.
     """
 
-    def __init__(self, space: Literal["embedding", "pooled"], lr: Positive) -> None:
-        self.space, self.lr = space, lr
+    def __init__(self, lr: Positive) -> None:
+        self.lr = lr
         self.classes = 0  # 0: does nothing
+        self.space = ""  # the one that decides what is best
         self.queries: tuple[str, ...] = ()
         # By space: weights and velocity (D + 1, C), whose last row is the intercepts'; running mean and variance (D,).
         self.learned: dict[str, dict[str, Tensor]] = {}
@@ -42,6 +42,8 @@ class Probe(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.classes = 0 if datamodule.unseen else int(datamodule.train_labels.max()) + 1
+        evaluations = (each for each in trainer.callbacks if isinstance(each, Evaluation))  # type: ignore[attr-defined]
+        self.space = next(evaluations).space
         self.queries = ("",) if datamodule.validation_labels is None else ("", VALIDATION)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from src.assemble import assemble, make_trainer
+from src.callbacks.evaluation import Evaluation
 from src.callbacks.history import History
 from src.callbacks.probe import Probe
 from src.datamodules.base import BatchedSplit
 from src.datamodules.store import Split
+from src.metrics.knn import WeightedKNN
 from src.running import checkpoints, signals
 from tests.callbacks.test_interrupted import HERE, SMALL, Signal
 from tests.chaos import differences
@@ -27,9 +29,9 @@ DATA = {"unseen": False, "train_labels": torch.arange(10), "validation_labels": 
 
 
 def started(**changes: Any) -> Probe:
-    probe = Probe("embedding", lr=1.0)
-    datamodule = SimpleNamespace(**DATA | changes)
-    probe.setup(SimpleNamespace(datamodule=datamodule), NOTHING, "fit")  # type: ignore[arg-type]
+    probe, evaluation = Probe(lr=1.0), Evaluation({"knn": WeightedKNN(k=1)}, "embedding", "knn/top1")
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(**DATA | changes), callbacks=[probe, evaluation])
+    probe.setup(trainer, NOTHING, "fit")
     return probe
 
 
