@@ -49,7 +49,7 @@ def test_every_method_runs_by_one_command(run: Run, sweep: Path) -> None:
         assert result["protocol"]["labels_used"] == (method == "supervised")
         assert ("train/refresh_s" in result["last"]) == (method in ("deepcluster", "mom"))
     said = [path for path in sweep.glob("all/*/log.txt") if "training labels are used" in path.read_text()]
-    assert [path.parent.name.split(",")[2] for path in said] == ["method=supervised"]
+    assert ["method=supervised" in path.parent.name for path in said] == [True]
 
     (nce,) = sweep.glob("all/*method=nce*")
     again = run("src.evaluate", f"run={nce}")  # its memory is in the checkpoint

@@ -70,7 +70,7 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
     finals = {"linear/svm", "linear/logistic", "similarity/AUC", "pooled/linear/svm", "pooled/similarity/overlap"}
     assert ["linear/svm" in row for row in found["history"]] == [True, *[False] * 9, True]
     assert finals <= found["last"].keys() & found["untrained"].keys() & found["intervals"].keys()
-    assert found["last"]["probe/top1"] > 80, "what the embedding knows of the classes is linear, mostly"
+    assert found["last"]["probe/top1"] > 60, "what the embedding knows of the ten classes is linear, mostly"
     for name, (low, high) in found["intervals"].items():
         assert low <= found["last"][name] <= high
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
@@ -113,7 +113,7 @@ def test_held_out_images_decide_what_is_best(run: Run, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     for name in names:
         score = f"{found['best'][name]:.4f}"
-        assert any(line.split() == [name, score, "results.json:", score] for line in again.stdout.splitlines()), name
+        assert re.search(rf"^{name} +{score}  .* to .*  results.json: {score}$", again.stdout, re.MULTILINE), name
 
 
 def test_the_last_epoch_is_scored_whatever_the_interval(run: Run, tmp_path: Path) -> None:
@@ -258,7 +258,11 @@ def test_a_finished_run_that_was_moved_takes_more_epochs(run: Run, tmp_path: Pat
     assert "finished run (results.json) of 1 epochs" in fewer.stderr
     done = run("src.train", *arguments, f"run_dir={moved}", f"cache_dir={tmp_path / 'cache'}")
     assert done.returncode == 0, done.stderr
-    assert learned(moved) == learned(tmp_path / "whole")
+    expected, found = learned(tmp_path / "whole"), learned(moved)
+    final = found[0].keys() - expected[1].keys()  # of the first and the last epoch, which the first was once
+    assert final <= found[1].keys()
+    found[1] = {name: value for name, value in found[1].items() if name not in final}
+    assert found == expected
     for name in ("last", "best"):
         weights = [
             torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
@@ -281,7 +285,7 @@ def test_no_epoch_was_scored_in_training(run: Run, tmp_path: Path) -> None:
     assert "best: none, no epoch was scored in training" in done.stdout
     assert not (folder / "checkpoints" / "best.ckpt").exists()
     table = run("src.report", str(folder))
-    assert "| - |" in table.stdout, table.stderr
+    assert "best epoch, chosen on the test images" in table.stdout, table.stderr
     other = run("src.evaluate", f"run={folder}", "+protocol.metrics.knn.k=3")
     assert other.returncode == 0, other.stderr
     wrong = run("src.evaluate", f"run={folder}", "+protocol.metrics.knn.k=few")
@@ -420,7 +424,7 @@ def test_an_unreachable_wandb_server_is_no_obstacle(run: Run, tmp_path: Path) ->
         (["protocol.metrics.knn.k=5000"], "protocol.metrics.knn.k=5000, but the gallery has 1437 images"),
         (["method.temperature=0"], "method.temperature=0: must be a number above 0"),
         (["schedule.milestones=[5]"], "milestones [5]"),
-        (["protocol.monitor=knn/top3"], "protocol.monitor=knn/top3: must be one of knn/top1, knn/top5, pooled/"),
+        (["protocol.monitor=knn/top3"], "protocol.monitor=knn/top3: must be one of knn/top1, knn/top5, geometry/"),
         (["dataset=folder"], "dataset.root is missing: set dataset.root="),
         (["method.temperature=0.1;"], "method.temperature=0.1;: must be a number above 0"),
         (["run_dir"], "run_dir can't be read: settings are key=value"),

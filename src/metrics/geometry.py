@@ -52,13 +52,10 @@ class Geometry(Score):
     """Uniformity and effective rank of the query: `{"uniformity": …, "rank": …}`, neither in percent."""
 
     key = "geometry"
-    uniformity: Tensor
-    rank: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name in self.scores():
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="mean")
+        self.found: dict[str, Tensor] = {}
 
     def scores(self) -> list[str]:
         return ["uniformity", "rank"]
@@ -75,8 +72,8 @@ class Geometry(Score):
         gallery_labels: Tensor | None = None,
     ) -> None:
         """Look at `query` `(Q, D)`, unit norm, and at nothing else."""
-        self.uniformity, self.rank = uniformity(query), effective_rank(query)
+        self.found = {"uniformity": uniformity(query).float(), "rank": effective_rank(query).float()}
 
     def compute(self) -> dict[str, Tensor]:
         """The two."""
-        return {"uniformity": self.uniformity.float(), "rank": self.rank.float()}
+        return self.found

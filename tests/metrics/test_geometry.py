@@ -58,8 +58,10 @@ def test_the_metric_needs_no_labels() -> None:
     metric, embeddings = Geometry(), points(40, 6, 6)
     unlabelled = torch.full((40,), -1)
     metric.check(unlabelled, None)
+    metric.check(unlabelled[:2], None)
     metric.update(embeddings, unlabelled, points(9, 6, 6), torch.zeros(9))
     scores = {name: value.item() for name, value in metric.compute().items()}
     assert scores == pytest.approx({"uniformity": uniformity(embeddings).item(), "rank": naive_rank(embeddings)})
+    assert list(scores) == metric.scores()
     with pytest.raises(ValueError, match=r"protocol.metrics.geometry: the test set has one image, and no pair"):
         metric.check(unlabelled[:1], None)
