@@ -29,7 +29,7 @@ DATA = {"unseen": False, "train_labels": torch.arange(10), "validation_labels": 
 
 
 def started(**changes: Any) -> Probe:
-    probe, evaluation = Probe(lr=1.0), Evaluation({"knn": WeightedKNN(k=1)}, "embedding", "knn/top1")
+    probe, evaluation = Probe(lr=1.0), Evaluation({"knn": WeightedKNN(k=1)}, {}, "embedding", "knn/top1")
     trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(**DATA | changes), callbacks=[probe, evaluation])
     probe.setup(trainer, NOTHING, "fit")
     return probe
