@@ -34,6 +34,7 @@ def main(config: DictConfig) -> None:
     import pytorch_lightning as pl
 
     from src.assemble import assemble
+    from src.reporting.record import said
     from src.running import checkpoints, hardware
 
     hardware.settle()
@@ -55,8 +56,7 @@ def main(config: DictConfig) -> None:
     print(f"{folder}, {which} checkpoint of {checkpoints.describe(checkpoint)}; scores, and 95% of resampled queries")
     width = max(24, *map(len, trainer.callback_metrics))
     for name, value in trainer.callback_metrics.items():
-        low, high = evaluation.intervals.get(name, (None, None))
-        note = f"  {f'{low:.2f} to {high:.2f}' if low is not None else '':16}"
+        note = f"  {said(evaluation.intervals.get(name)):16}"
         note += f"  results.json: {written[name]:.4f}" if name in written else ""
         print(f"{name:{width}}{float(value):9.4f}{note.rstrip()}")
 

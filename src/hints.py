@@ -35,7 +35,8 @@ GreyDeviations = Annotated[Sequence[Positive], Len(3, 3), "three numbers above 0
 Fractions = Annotated[Sequence[Fraction], Len(2, 2), "two numbers, above 0 and at most 1"]
 Positives = Annotated[Sequence[Positive], Len(2, 2), "two numbers above 0"]
 Text = Annotated[str, Predicate(lambda text: bool(text.strip()) and text.isprintable()), "a text, not empty"]
-Name = Annotated[str, Predicate(lambda text: bool(re.fullmatch(r"\w[\w.+-]*", text))), "a name without a slash"]
+NAME = r"\w[\w.+-]*"
+Name = Annotated[str, Predicate(lambda text: bool(re.fullmatch(NAME, text))), "a name without a slash"]
 Checksum = Annotated[
     str, Predicate(lambda text: bool(re.fullmatch("(md5|sha1|sha256):[0-9a-f]+", text))), "md5:…, sha1:… or sha256:…"
 ]

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -15,6 +15,8 @@ from src.backbones.head import Head
 from src.methods.base import Method
 from src.running.distributed import broadcast_buffers
 
+C = TypeVar("C", bound=pl.Callback)
+
 
 def may_wait(trainer: pl.Trainer) -> bool:
     """Whether this training step is one, of every `log_every_n_steps` and the last of an epoch, that may read numbers.
@@ -23,6 +25,11 @@ def may_wait(trainer: pl.Trainer) -> bool:
     """
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return trainer.is_last_batch or trainer.global_step % every == 0
+
+
+def find_callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
+    """The first of the trainer's callbacks that is of a kind, if there is one."""
+    return next((each for each in trainer.callbacks if isinstance(each, kind)), None)  # type: ignore[attr-defined]
 
 
 def seed_device(device: torch.device, seed: int) -> None:
@@ -81,12 +88,12 @@ class EmbeddingModule(pl.LightningModule):
         embeddings = self.head(features) if self.method.unit_norm else self.head.project(features)
         with torch.autocast(self.device.type, enabled=False):  # the loss takes its products in float32
             terms = self.method(embeddings, batch["index"])
-            if len(embeddings) == 2 * len(batch["index"]):
-                one, other = functional.normalize(embeddings.detach().float(), dim=1).chunk(2)
-                terms["alignment"] = (one - other).square().sum(1).mean()
-        self.seen.append((embeddings.detach(), batch["index"]))
         detached = {name: term.detach() for name, term in terms.items()}
         made = {"features": features.detach(), "embeddings": embeddings.detach()}
+        if len(embeddings) == 2 * len(batch["index"]):
+            one, other = functional.normalize(made["embeddings"].float(), dim=1).chunk(2)
+            detached["alignment"] = (one - other).square().sum(1).mean()
+        self.seen.append((made["embeddings"], batch["index"]))
         return {"loss": terms["loss"], "terms": detached, **made}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -62,6 +62,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any], cluster: An
     from src.assemble import assemble, make_logger, make_trainer
     from src.callbacks.history import History
     from src.callbacks.pictures import Pictures
+    from src.module import find_callback
     from src.reporting.record import announce, collect, summary
     from src.running import checkpoints, hardware, runs
     from src.running.loggers import finishing
@@ -86,8 +87,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any], cluster: An
         if not evaluation.is_complete(history.rows[-1]):
             trainer.validate(module, datamodule, verbose=False)
 
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        pictures = next((callback for callback in callbacks if isinstance(callback, Pictures)), None)
+        pictures = find_callback(trainer, Pictures)
         results = collect(settings, choices, datamodule, module, evaluation, history, pictures, facts) | {"best": best}
         if trainer.is_global_zero:
             runs.write_results(folder, results)

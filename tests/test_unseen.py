@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from src.backbones.inception import GoogLeNet
-from src.datamodules.store import hold_out
+from src.datamodules.draws import hold_out
 from tests.backbones.test_inception import MEAN, caffe_weights
 from tests.conftest import Run
 from tests.datamodules.test_published import cars_one_file, cub, products

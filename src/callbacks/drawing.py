@@ -4,11 +4,8 @@ No colour says alone what matters (Okabe and Ito's blue and vermilion, Petroff's
 have a shape, and a tick or a cross stands by each image.
 """
 
-import os
 import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import matplotlib
@@ -21,9 +18,8 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-Histograms = Mapping[
-    str, Mapping[str, Any]
-]  # by grouping of the classes: `edges`, `same` and `other`, and its `scores`
+# By grouping of the classes: `edges`, `same` and `other`, and its `scores`.
+Histograms = Mapping[str, Mapping[str, Any]]
 
 DPI = 160
 
@@ -217,24 +213,6 @@ def draw_similarities(title: str, columns: Mapping[str, Histograms]) -> Figure:
         panels[0, 0].set_xlim(min(bounds), max(bounds))
     panels[0, 0].legend(loc="upper left", frameon=False)
     return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write `<path>.png` and `<path>.svg`, each whole or not at all, and the same bytes for the same picture.
-
-    Raises:
-        OSError: they can't be written.
-    """
-    path.parent.mkdir(exist_ok=True)
-    for kind in ("png", "svg"):
-        partial = path.with_name(f".{path.name}.{kind}")
-        try:
-            with matplotlib.rc_context({"svg.hashsalt": path.name}), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Glyph .* missing")  # a class name's: the picture has a box for it
-                figure.savefig(partial, format=kind, metadata={"Date": None} if kind == "svg" else None)
-            os.replace(partial, path.with_name(f"{path.name}.{kind}"))
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def _plain(text: str) -> str:

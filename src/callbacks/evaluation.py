@@ -10,14 +10,7 @@ from torch import Tensor
 from src.metrics.base import Score
 from src.metrics.bootstrap import intervals
 from src.running.distributed import gather_unique
-
-SPACES = ("embedding", "pooled")  # the unit-norm output of the head, and of the backbone before it
-VALIDATION = "validation/"  # begins the names of the held-out training images' scores
-
-
-def is_aside(name: str) -> bool:
-    """Whether a score is of the space that decides nothing."""
-    return name.removeprefix(VALIDATION).startswith(tuple(f"{space}/" for space in SPACES))
+from src.scores import SPACES, VALIDATION
 
 
 class Evaluation(pl.Callback):
@@ -42,8 +35,9 @@ class Evaluation(pl.Callback):
         validation: whether training images are held out.
 
     Attributes:
-        sets: of the latest evaluation, `query` (the test images) and, where there is one, `gallery`: of each `label`
-            `(N,)`, `embedding` `(N, D)` and `pooled` `(N, F)`, on every rank, in the order of the images.
+        queries: what begins the names of the scores of each query set: of the test images, and of those held out.
+        sets: of the latest evaluation, `query` (the test images) and, where there are, `validation` and `gallery`: of
+            each `label` `(N,)`, `embedding` `(N, D)` and `pooled` `(N, F)`, on every rank, in the order of the images.
         intervals: by score, of the latest that was final: where 95% of its values lie when queries are drawn anew.
         histograms: by space and grouping of the classes, of the latest that was final: see
             `src.metrics.similarity.Similarity`.
@@ -76,6 +70,10 @@ class Evaluation(pl.Callback):
         names = [f"{name}/{score}" for name, metric in metrics.items() for score in metric.scores()]
         return [f"{prefix}{name}" for prefix in dict.fromkeys(prefixes) for name in names]
 
+    def name(self, which: str, space: str) -> str:
+        """What begins the names of the scores of a query set, one of `queries`, in a space."""
+        return which if space == self.space else f"{which}{space}/"
+
     def is_complete(self, row: Mapping[str, float]) -> bool:
         """Whether `row` has all the scores that a last epoch has."""
         return row.keys() >= {*self.scores(self.metrics | self.final), self.monitor}
@@ -101,7 +99,7 @@ class Evaluation(pl.Callback):
         sets = [_collect(batches) for _, batches in sorted(self.extracted.items())]
         self.extracted = {}
         gallery = sets[len(self.queries) :]
-        self.sets = dict(zip(("query", "gallery"), [sets[0], *gallery], strict=False))
+        self.sets = dict(zip((*("query", "validation")[: len(self.queries)], "gallery"), sets, strict=False))
         final = trainer.state.fn == "validate" or trainer.current_epoch + 1 == trainer.max_epochs
         if final:
             self.intervals, self.histograms = {}, {}
@@ -110,7 +108,7 @@ class Evaluation(pl.Callback):
                 raise FloatingPointError(f"{space} features are not finite: lower optimizer.lr, or see the weights")
             for which, query in zip(self.queries, sets, strict=False):
                 tensors = [tensor for rows in (query, *gallery) for tensor in (rows[space], rows["label"])]
-                prefix = which if space == self.space else f"{which}{space}/"
+                prefix = self.name(which, space)
                 for name, metric in (self.metrics | self.final if final else self.metrics).items():
                     # Every rank holds all the images, so there is nothing left to reduce between them.
                     metric = metric.to(tensors[0].device)

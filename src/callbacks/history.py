@@ -1,7 +1,6 @@
 """What every epoch measured, kept through resumes, and drawn."""
 
 import math
-import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -14,7 +13,8 @@ import pytorch_lightning as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from src.callbacks.evaluation import VALIDATION, is_aside
+from src.running import figures
+from src.scores import VALIDATION, is_aside
 
 matplotlib.use("Agg")
 
@@ -114,7 +114,7 @@ def draw_curves(rows: list[Row], path: Path) -> None:
         "effective rank": ranks,
     }
     panels = [(label, sorted(names)) for label, names in choice.items() if names or label == "score (%)"]
-    figure = Figure(figsize=(7, 3 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(7, 3 * len(panels)), dpi=120, layout="constrained")
     column = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (label, curves) in zip(column, panels, strict=True):
         for name in curves:
@@ -127,6 +127,4 @@ def draw_curves(rows: list[Row], path: Path) -> None:
             axes.legend()
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch (0: untrained)")
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, format="png", dpi=120)
-    os.replace(partial, path)
+    figures.save(figure, path.with_suffix(""), ["png"])

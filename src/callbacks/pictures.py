@@ -16,6 +16,9 @@ from torch import Tensor
 from src.callbacks import drawing
 from src.callbacks.evaluation import Evaluation
 from src.hints import Seed, Whole
+from src.metrics.groupings import prefix
+from src.module import find_callback
+from src.running import figures
 from src.vectors.neighbors import nearest_neighbors
 
 Shown = Annotated[int, Interval(ge=1, le=100)]
@@ -69,7 +72,8 @@ class Pictures(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        (evaluation,) = (callback for callback in trainer.callbacks if isinstance(callback, Evaluation))  # type: ignore[attr-defined]
+        evaluation = find_callback(trainer, Evaluation)
+        assert evaluation is not None
         fitting = trainer.state.fn == "fit"
         epoch = trainer.current_epoch + fitting
         # Apart from training are scored the untrained network, and the last epoch where training did not.
@@ -111,7 +115,7 @@ class Pictures(pl.Callback):
             self._keep(trainer, kind, title, epoch, figure)
 
         labels = query["label"]
-        chosen = draw_evenly(labels.cpu(), self.queries, self.seed).to(labels.device)
+        chosen = trainer.datamodule.draw_queries(self.queries, self.seed).to(labels.device)  # type: ignore[attr-defined]
         draw("gallery", "Queries and their nearest images", chosen[labels[chosen].argsort(stable=True)])
         if last:
             similarity, found = retrieve(torch.arange(len(labels), device=labels.device), 1)
@@ -121,8 +125,7 @@ class Pictures(pl.Callback):
 
     def _draw_map(self, trainer: pl.Trainer, evaluation: Evaluation, epoch: int) -> None:
         query, datamodule = evaluation.sets["query"], trainer.datamodule  # type: ignore[attr-defined]
-        labels = query["label"].cpu()
-        rows = draw_evenly(labels, self.images, self.seed)
+        labels, rows = query["label"].cpu(), datamodule.draw_queries(self.images, self.seed)
         if len(rows) < 5:
             return
         points = drawing.project(query[evaluation.space].cpu()[rows], self.projection, self.seed)
@@ -133,7 +136,7 @@ class Pictures(pl.Callback):
 
     def _keep(self, trainer: pl.Trainer, kind: str, title: str, epoch: int, figure: Figure) -> None:
         folder, name = Path(trainer.default_root_dir), f"figures/{kind}-epoch-{epoch}"
-        drawing.save(figure, folder / name)
+        figures.save(figure, folder / name)
         png = folder / f"{name}.png"
         picture = {"title": title, "kind": kind, "epoch": epoch, "png": f"{name}.png", "svg": f"{name}.svg"}
         self.pictures = [other for other in self.pictures if other["png"] != picture["png"]] + [picture]
@@ -149,21 +152,6 @@ class Pictures(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.pictures, self.untrained = state_dict["pictures"], state_dict["untrained"]
-
-
-def draw_evenly(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Rows `(min(count, N),)` of `labels` `(N,)` in rising order, from each class as many as of any other, to one.
-
-    Which classes have one more, or any where they are more than `count`, the seed decides too.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    order = order[labels[order].argsort(stable=True)]
-    _, sizes = labels.unique(return_counts=True)
-    turn = torch.cat([torch.arange(size) for size in sizes.tolist()])  # how many of its class come before it
-    shuffled = torch.randperm(len(labels), generator=generator)
-    taken = shuffled[turn[shuffled].argsort(stable=True)[:count]]
-    return order[taken].sort().values
 
 
 def worst_failures(labels: Tensor, found: Tensor, similarity: Tensor, count: int) -> Tensor:
@@ -187,7 +175,7 @@ def _histograms(trainer: pl.Trainer, evaluation: Evaluation) -> dict[str, Any]:
             "scores": {
                 score: float(scores[name])
                 for score in ("AUC", "overlap")
-                if (name := f"similarity/{'' if grouping == 'classes' else f'{grouping}/'}{score}") in scores
+                if (name := f"similarity/{prefix(grouping)}{score}") in scores
             },
         }
         for grouping, histogram in evaluation.histograms.get(evaluation.space, {}).items()

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm, normalize, pad
 
-from src.callbacks.evaluation import SPACES, VALIDATION, Evaluation
+from src.callbacks.evaluation import Evaluation
 from src.hints import Positive
-from src.running.distributed import gather_rows, gather_unique
+from src.module import find_callback
+from src.running.distributed import gather_rows
+from src.scores import SPACES
 
 MOMENTUM = 0.9
 EPSILON = 1e-8  # of variances: a dimension of unit-norm features may have one of 1e-5
@@ -33,18 +35,12 @@ class Probe(pl.Callback):
     def __init__(self, lr: Positive) -> None:
         self.lr = lr
         self.classes = 0  # 0: does nothing
-        self.space = ""  # the one that decides what is best
-        self.queries: tuple[str, ...] = ()
         # By space: weights and velocity (D + 1, C), whose last row is the intercepts'; running mean and variance (D,).
         self.learned: dict[str, dict[str, Tensor]] = {}
-        self.scored: dict[int, list[tuple[Tensor, ...]]] = {}  # by query set: index, and whether right in each space
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.classes = 0 if datamodule.unseen else int(datamodule.train_labels.max()) + 1
-        evaluations = (each for each in trainer.callbacks if isinstance(each, Evaluation))  # type: ignore[attr-defined]
-        self.space = next(evaluations).space
-        self.queries = ("",) if datamodule.validation_labels is None else ("", VALIDATION)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for kept in self.learned.values():
@@ -72,33 +68,15 @@ class Probe(pl.Callback):
         kept["velocity"].mul_(MOMENTUM).add_(inputs.T @ errors / known.sum().clamp(min=1))
         kept["weights"].sub_(kept["velocity"], alpha=self.lr)
 
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.scored = {}
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if not self.learned or dataloader_idx >= len(self.queries):
-            return
-        right = []
-        for space in SPACES:
-            kept = self.learned[space]
-            votes = _inputs(outputs[space], kept, training=False) @ kept["weights"]
-            right.append((votes.argmax(1) == outputs["label"]).float())
-        self.scored.setdefault(dataloader_idx, []).append((outputs["index"], *right))
-
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for number, batches in self.scored.items():
-            _, *right = gather_unique(*(torch.cat(column) for column in zip(*batches, strict=True)))
-            for space, hits in zip(SPACES, right, strict=True):
-                prefix = self.queries[number] + ("" if space == self.space else f"{space}/")
-                pl_module.log(f"{prefix}probe/top1", 100 * hits.mean(), add_dataloader_idx=False, batch_size=1)
+        evaluation = find_callback(trainer, Evaluation)  # which comes first, and has gathered the images
+        assert evaluation is not None
+        for which, query in zip(evaluation.queries, evaluation.sets.values(), strict=False):
+            for space, kept in self.learned.items():
+                votes = _inputs(query[space], kept, training=False) @ kept["weights"]
+                right = (votes.argmax(1) == query["label"]).float()
+                name = f"{evaluation.name(which, space)}probe/top1"
+                pl_module.log(name, 100 * right.mean(), add_dataloader_idx=False, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"learned": self.learned}

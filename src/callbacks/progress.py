@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
-from src.callbacks.evaluation import VALIDATION, is_aside
 from src.module import may_wait
+from src.scores import VALIDATION, is_aside
 
 T = TypeVar("T")
 UNSHOWN = ("geometry/", "linear/", "similarity/")  # there would be no room

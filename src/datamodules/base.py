@@ -1,7 +1,5 @@
 """The LightningDataModule behind every dataset: whole batches from a store, paired views on the device."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,67 +8,16 @@ import pytorch_lightning as pl
 import torch
 from annotated_types import Interval
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader
 
 from src.augmentations.functional import center_crop, normalize
 from src.augmentations.random import Augmentation
-from src.datamodules.store import Split, Store, class_balanced_draw, hold_out, prepare_store, read_store
+from src.datamodules.batches import Batch, BatchedSplit, Order, whole
+from src.datamodules.draws import class_balanced_draw, draw_evenly, hold_out
+from src.datamodules.store import Store, prepare_store, read_store
 from src.hints import MOST, Count, GreyDeviations, GreyLevels, Name, Pixels, Seed, Share, Text
 
-Batch = dict[str, Tensor]
 BatchSize = Annotated[int, Interval(ge=2, le=MOST)]  # a loss over pairs of images needs two
-
-
-class BatchedSplit(Dataset[Batch]):
-    """A split that hands out whole batches: one gather for all the indices a loader asks for at once.
-
-    Where the images already live on the device, a batch holds only the rows to take there (`row`).
-
-    Args:
-        split: where the images are.
-        rows: `(N,)`, those of them to hand out.
-        on_device: whether the images live there.
-        companions: `(N, V)`, for each place the V positions in `rows` whose images to hand out instead, `(VB, …)`, the
-            first of every place before the second of any; None: the place's own.
-    """
-
-    def __init__(self, split: Split, rows: Tensor, on_device: bool, companions: Tensor | None = None) -> None:
-        self.split, self.rows, self.on_device, self.companions = split, rows, on_device, companions
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitems__(self, positions: Sequence[int]) -> Batch:
-        index = row = torch.tensor(positions)
-        if self.companions is not None:
-            row = self.companions[index].T.flatten()
-            index = row[: len(index)]
-        row = self.rows[row]
-        batch = {"index": index, "label": self.split.labels[row]}
-        return batch | ({"row": row} if self.on_device else {"image": self.split.images[row]})
-
-
-class Order(DistributedSampler[Any]):
-    """The places of an epoch in its order, from the one on where the epoch stands.
-
-    Args:
-        split: whose places.
-        passed: says how many places of the rank the epoch has passed already, when a pass begins.
-        options: of torch's sampler.
-    """
-
-    def __init__(self, split: BatchedSplit, passed: Callable[[], int], **options: Any) -> None:
-        super().__init__(split, **options)
-        self.passed = passed
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(super().__iter__(), self.passed(), None)
-
-
-def _whole(batch: Any) -> Any:
-    """A batch comes out of the dataset whole; there is nothing to collate."""
-    return batch
 
 
 class StoreDataModule(pl.LightningDataModule):
@@ -240,7 +187,7 @@ class StoreDataModule(pl.LightningDataModule):
             batch_size=batch_size,
             sampler=sampler,
             drop_last=shuffle,
-            collate_fn=_whole,
+            collate_fn=whole,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -278,6 +225,10 @@ class StoreDataModule(pl.LightningDataModule):
         images = self._take(batch, split).permute(0, 3, 1, 2).float()
         batch["image"] = self.finish(center_crop(images, self.image_size))
         return batch
+
+    def draw_queries(self, count: int, seed: int) -> Tensor:
+        """Places of at most `count` test images, drawn evenly from the classes."""
+        return draw_evenly(self.query_labels, count, seed)
 
     def query_images(self, rows: Tensor) -> Tensor:
         """Test images by their places `(N,)` as evaluation sees them, but in grey levels: uint8 `(N, S, S, 3)`."""

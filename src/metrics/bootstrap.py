@@ -30,6 +30,8 @@ def intervals(score: Score, queries: int, seed: int, resamples: int = 1000) -> d
         counts = torch.zeros(drawn.shape).scatter_add_(1, drawn, torch.ones(drawn.shape)).to(score.device)
         for name, values in score.resampled(counts).items():
             found.setdefault(name, []).append(values.double().cpu())
+        if not found:
+            break  # nor would the other draws find anything
     bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
     ends = {name: torch.cat(parts).nanquantile(bounds).tolist() for name, parts in found.items()}
     return {name: (low, high) for name, (low, high) in ends.items()}

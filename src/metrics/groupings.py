@@ -9,11 +9,16 @@ import torch
 import yaml
 from torch import Tensor
 
+from src.hints import NAME
 from src.signatures import ROOT
 
 LONGEST = 2**16  # bytes of a file
 CLASSES = "classes"  # the grouping in which each class is a group of its own
-NAME = r"\w[\w.+-]*"
+
+
+def prefix(grouping: str) -> str:
+    """What begins the names of scores under a grouping."""
+    return "" if grouping == CLASSES else f"{grouping}/"
 
 
 def read_groupings(source: str, classes: Sequence[str]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from src.hints import Count, Text
 from src.metrics.base import Score
-from src.metrics.groupings import CLASSES, read_groupings
+from src.metrics.groupings import CLASSES, prefix, read_groupings
 from src.vectors.neighbors import BLOCK, largest, products, queries_at_once
 
 BINS = 100  # of the cosine similarities, -1 to 1
@@ -109,8 +109,7 @@ class Similarity(Score):
         self.found: dict[str, tuple[Tensor, Tensor]] = {}  # same and other, (Q, K), by grouping
 
     def scores(self) -> list[str]:
-        prefixes = ["", *(f"{grouping}/" for grouping in self.groups)]
-        return [f"{prefix}{score}" for prefix in prefixes for score in ("overlap", "AUC")]
+        return [f"{prefix(grouping)}{score}" for grouping in (CLASSES, *self.groups) for score in ("overlap", "AUC")]
 
     def name_classes(self, classes: list[str]) -> None:
         self.groups = read_groupings(self.source, classes) if self.source else {}
@@ -156,9 +155,8 @@ class Similarity(Score):
     def resampled(self, counts: Tensor) -> dict[str, Tensor]:
         found = {}
         for grouping, (same, other) in self.found.items():
-            prefix = "" if grouping == CLASSES else f"{grouping}/"
-            found[f"{prefix}overlap"] = overlap(same, other, counts)
-            found[f"{prefix}AUC"] = auc(same, other, counts)
+            found[f"{prefix(grouping)}overlap"] = overlap(same, other, counts)
+            found[f"{prefix(grouping)}AUC"] = auc(same, other, counts)
         return found
 
     def compute(self) -> dict[str, Tensor]:

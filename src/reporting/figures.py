@@ -1,12 +1,9 @@
 """Finished runs as figures: the curves of all methods (Figure 3), bars of ablations, similarities (Figures 5 and 6)."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -14,27 +11,18 @@ from matplotlib.ticker import MaxNLocator
 from src.reporting.paper import quote
 from src.reporting.results import Protocol, Result, curves_of
 from src.reporting.tables import spread, title
-from src.running.runs import write_atomically
 
 # Okabe and Ito's colours, which the colour-blind tell apart, but for the yellow; styles tell the next seven apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
 STYLES = ("-", "--", ":", "-.")
+DPI = 150
 PANELS, CURVES, SHOWN = 8, 21, 6  # as many protocols, settings of one, and histograms of one are drawn
-
-
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write `name`.png and `name`.svg, each whole or not at all; the same figure makes the same files."""
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        for kind, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, **options)
-            write_atomically(folder / f"{name}.{kind}", content.getvalue())
 
 
 def curves(protocols: Sequence[Protocol]) -> Figure:
     """The headline over epochs, a panel a protocol and a line a setting: mean and standard deviation of its seeds."""
     shown = protocols[:PANELS]
-    figure = Figure(figsize=(8, 4.5 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(8, 4.5 * len(shown)), dpi=DPI, layout="constrained")
     for axes, protocol in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
         for number, (setting, runs) in enumerate(_best(protocol).items()):
             points = {epoch: spread(values) for epoch, values in curves_of(runs, protocol.headline).items()}
@@ -56,7 +44,7 @@ def bars(protocols: Sequence[Protocol]) -> Figure:
     """The headline of the last epoch, a bar a setting with its seeds' standard deviation; the paper's beside it."""
     shown = protocols[:PANELS]
     counts = [min(len(protocol.settings), CURVES) for protocol in shown]
-    figure = Figure(figsize=(8, sum(0.45 * count + 1.3 for count in counts)), layout="constrained")
+    figure = Figure(figsize=(8, sum(0.45 * count + 1.3 for count in counts)), dpi=DPI, layout="constrained")
     grid = figure.subplots(len(shown), squeeze=False, gridspec_kw={"height_ratios": [c + 1 for c in counts]})[:, 0]
     for axes, protocol in zip(grid, shown, strict=True):
         settings = _best(protocol)
@@ -105,7 +93,7 @@ def histograms(protocols: Sequence[Protocol]) -> Figure | None:
     if not columns:
         return None
     columns = columns[:SHOWN]
-    figure = Figure(figsize=(3.6 * len(columns) + 0.8, 2.4 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(columns) + 0.8, 2.4 * len(rows)), dpi=DPI, layout="constrained")
     for line, (name, spaces) in zip(figure.subplots(len(rows), len(columns), squeeze=False), rows, strict=True):
         for axes, (space, grouping) in zip(line, columns, strict=True):
             axes.set_title(f"{name}\n{space}, {grouping}", fontsize="small", loc="left")

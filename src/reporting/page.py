@@ -17,10 +17,12 @@ from PIL import Image
 
 from src.reporting import figures, tables
 from src.reporting.pictures import embed, gather
-from src.reporting.results import Protocol, Result, curves_of, group_by_protocol, in_space, settings_of
+from src.reporting.results import Protocol, Result, curves_of, group_by_protocol, settings_of
 from src.reporting.tables import Cell, Number, Table, digits_of, labelled, spread
 from src.running import runs
+from src.running.figures import save
 from src.running.runs import write_atomically
+from src.scores import in_space
 
 POINTS, NUMBERS = 80, 200_000  # of a curve, and of all curves of a protocol: more would make the page slow to open
 
@@ -47,7 +49,7 @@ def write(
         write_atomically(folder / "tables.tex", _clean(tables.latex(protocols)))
         for name, draw in (("curves", figures.curves), ("ablations", figures.bars), ("histograms", figures.histograms)):
             if (figure := draw(protocols)) is not None:
-                figures.save(figure, folder, name)
+                save(figure, folder / name)
                 drawn[name] = embed(Image.open(folder / f"{name}.png"))
     pictures, unread = gather(protocols, folder / "pictures")
     left += [("left out", where, why) for where, why in unread]
@@ -117,22 +119,21 @@ def _section(protocol: Protocol, protocols: Sequence[Protocol], plans: Mapping[P
 
 def _runs(protocol: Protocol) -> Table:
     """A row a run: its headline, in both spaces, and what it took."""
-    score, digits = protocol.headline, digits_of(protocol.headline)
+    score, aside = protocol.headline, in_space(protocol.headline, protocol.other)
+    digits = digits_of(score)
+
+    def cell(row: Mapping[str, float] | None, name: str) -> Number | None:
+        return Number(row[name], digits) if row and name in row else None
+
     columns = ["setting", "seed", "untrained", "last epoch", "95% interval", "best epoch", "epoch of the best"]
     rows: list[list[Cell]] = []
     for setting, members in protocol.settings.items():
         for run in members:
             best, (low, high) = run["best"], run.get("intervals", {}).get(score, (None, None))
             row: list[Cell] = [labelled(setting, members), Number(run["seed"], 0)]
-            row += [
-                Number(run[which][score], digits) if score in run[which] else None for which in ("untrained", "last")
-            ]
-            row += [Number(low, digits, to=high) if low is not None else None]
-            row += [Number(best[score], digits), Number(best["epoch"], 0)] if best and score in best else [None, None]
-            row += [
-                spread([run["last"][name]] if name in run["last"] else [], digits)
-                for name in [in_space(score, protocol.other)]
-            ]
+            row += [cell(run["untrained"], score), cell(run["last"], score)]
+            row += [Number(low, digits, to=high) if low is not None else None, cell(best, score)]
+            row += [Number(best["epoch"], 0) if best and score in best else None, cell(run["last"], aside)]
             rows.append([*row, Number(run["images_per_s"], 1), Number(run["wall_time_s"], 1), run["folder"]])
     return Table([*columns, f"{protocol.other}: last epoch", "images/s", "seconds", "folder"], rows)
 

@@ -1,6 +1,6 @@
 """What a run says of itself: its first line, its `results.json`, and the scores that it prints at the end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,11 @@ def _held_out(datamodule: StoreDataModule) -> str | None:
     return f"{len(labels)} of the training images"
 
 
+def said(interval: Sequence[float] | None) -> str:
+    """`1.23 to 4.56`; empty where there is none."""
+    return "{:.2f} to {:.2f}".format(*interval) if interval else ""
+
+
 def summary(results: Mapping[str, Any]) -> str:
     """The scores before and after, a line each, and how sure the last are."""
     names = [name for name in results["last"] if name != "epoch" and name in results["untrained"]]
@@ -96,8 +101,7 @@ def summary(results: Mapping[str, Any]) -> str:
     rows = [results[name] or {} for name in ("untrained", "best", "last")]
     for name in names:
         numbers = "".join(f"{row[name]:9.2f}" if name in row else f"{'-':>9}" for row in rows)
-        low, high = results["intervals"].get(name, (None, None))
-        lines.append(f"{name:{width}}{numbers}" + (f"  {low:.2f} to {high:.2f}" if low is not None else ""))
+        lines.append(f"{name:{width}}{numbers}  {said(results['intervals'].get(name))}".rstrip())
     best = f"epoch {results['best']['epoch']}" if results["best"] else "none, no epoch was scored in training;"
     lines.append(
         f"last: epoch {results['last']['epoch']}; best: {best} of {results['monitor']} "

@@ -1,21 +1,19 @@
 """Results of finished runs: found, held to their form, and grouped by protocol and by setting."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from src.running import runs
+from src.scores import NAME, SPACES, VALIDATION
 
 Result = Mapping[str, Any]
 # Settings that two runs may differ in without being two experiments.
 ASIDE = (*runs.ASIDE, "seed", "dataset.seed", "callbacks")
 # Which images a dataset consists of; its other settings say how they are read.
 IMAGES = ("split", "test_fraction", "resample", "skip_broken", "limit", "validation")
-SPACES = ("embedding", "pooled")
-NAME = re.compile(rf"(validation/)?(?:({'|'.join(SPACES)})/)?(.+)")
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Protocol:
     @property
     def headline(self) -> str:
         """The monitored score, of the test images."""
-        return self.facts["best epoch by"].removeprefix("validation/")
+        return self.facts["best epoch by"].removeprefix(VALIDATION)
 
 
 def find_results(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -164,12 +162,6 @@ def scores_of(protocol: Protocol) -> list[str]:
     names = dict.fromkeys(name for result in protocol.results for name in (*result["untrained"], *result["last"]))
     kept = [name for name in names if not _is_aside(name) or name == "train/alignment"]
     return sorted(kept, key=lambda name: name != protocol.headline)
-
-
-def in_space(score: str, space: str) -> str:
-    """The name of the deciding space's `score` in the other one, `space`."""
-    held_out, _, bare = NAME.fullmatch(score).groups(default="")  # type: ignore[union-attr]
-    return f"{held_out}{space}/{bare}"
 
 
 def _is_aside(name: str) -> bool:

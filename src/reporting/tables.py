@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from src.reporting.paper import Quoted, budget, quote
-from src.reporting.results import Protocol, Result, differing, group_by_protocol, in_space, scores_of
+from src.reporting.results import Protocol, Result, differing, group_by_protocol, scores_of
+from src.scores import in_space
 
 MEASURES = ("train/alignment", "geometry/uniformity", "geometry/rank")  # without labels
 OTHER_BUDGET = "†"

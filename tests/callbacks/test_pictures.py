@@ -29,14 +29,15 @@ from src.callbacks.drawing import (
     draw_similarities,
     project,
     resize,
-    save,
 )
 from src.callbacks.evaluation import Evaluation
 from src.callbacks.history import History
-from src.callbacks.pictures import Pictures, draw_evenly, worst_failures
+from src.callbacks.pictures import Pictures, worst_failures
 from src.datamodules.base import StoreDataModule
+from src.datamodules.draws import draw_evenly
 from src.metrics.knn import WeightedKNN
 from src.metrics.retrieval import Retrieval
+from src.running.figures import save
 from tests.conftest import ROOT, datamodule_options, small_store
 
 

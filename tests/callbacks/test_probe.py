@@ -15,7 +15,7 @@ from src.assemble import assemble, make_trainer
 from src.callbacks.evaluation import Evaluation
 from src.callbacks.history import History
 from src.callbacks.probe import Probe
-from src.datamodules.base import BatchedSplit
+from src.datamodules.batches import BatchedSplit
 from src.datamodules.store import Split
 from src.metrics.knn import WeightedKNN
 from src.running import checkpoints, signals
@@ -25,14 +25,24 @@ from tests.conftest import ROOT
 from tests.running.test_distributed import RANKS, on_two_ranks
 
 NOTHING: Any = None
-DATA = {"unseen": False, "train_labels": torch.arange(10), "validation_labels": None}
+DATA = {"unseen": False, "train_labels": torch.arange(10)}
 
 
 def started(**changes: Any) -> Probe:
-    probe, evaluation = Probe(lr=1.0), Evaluation({"knn": WeightedKNN(k=1)}, {}, "embedding", "knn/top1")
-    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(**DATA | changes), callbacks=[probe, evaluation])
-    probe.setup(trainer, NOTHING, "fit")
+    probe, trainer = Probe(lr=1.0), SimpleNamespace(datamodule=SimpleNamespace(**DATA | changes))
+    probe.setup(trainer, NOTHING, "fit")  # type: ignore[arg-type]
     return probe
+
+
+def scored(probe: Probe, query: dict[str, Tensor]) -> dict[str, float]:
+    """What the probe logs where the evaluation has gathered these test images, and a gallery."""
+    evaluation = Evaluation({"knn": WeightedKNN(k=1)}, {}, "embedding", "knn/top1")
+    evaluation.sets = {"query": query, "gallery": {name: column.flip(0) for name, column in query.items()}}
+    found: dict[str, float] = {}
+    module: Any = SimpleNamespace(log=lambda name, value, **options: found.update({name: float(value)}))
+    trainer: Any = SimpleNamespace(callbacks=[evaluation, probe])
+    probe.on_validation_epoch_end(trainer, module)
+    return found
 
 
 def step(probe: Probe, features: Tensor, labels: Tensor) -> None:
@@ -83,9 +93,8 @@ def test_unlabelled_images_teach_nothing() -> None:
 def test_without_labels_that_are_tested_it_does_nothing(changes: dict[str, Any]) -> None:
     probe = started(**changes)
     step(probe, torch.randn(8, 9), torch.zeros(4, dtype=torch.long))
-    outputs = {"index": torch.arange(8), "label": torch.zeros(8), "embedding": torch.randn(8, 7)}
-    probe.on_validation_batch_end(NOTHING, NOTHING, outputs, {}, 0)
-    assert (probe.learned, probe.scored) == ({}, {})
+    query = {"label": torch.zeros(8), "embedding": torch.randn(8, 7), "pooled": torch.randn(8, 9)}
+    assert (probe.learned, scored(probe, query)) == ({}, {})
 
 
 def test_a_step_reads_no_number() -> None:
@@ -100,13 +109,9 @@ def test_digits_are_told_apart(digits: tuple[Tensor, Tensor]) -> None:
     probe, points, labels = started(), digits[0].float(), digits[1]
     for rows in torch.arange(1400).repeat(5).split(100):
         step(probe, points[rows], labels[rows])
-    outputs = {"index": torch.arange(397), "label": labels[1400:]}
-    outputs |= {"embedding": points[1400:, :7], "pooled": points[1400:]}
-    probe.on_validation_batch_end(NOTHING, NOTHING, outputs, {}, 0)
-    probe.on_validation_batch_end(NOTHING, NOTHING, outputs, {}, 0, dataloader_idx=1)  # the gallery
-    ((_, _, right),) = probe.scored[0]
-    assert list(probe.scored) == [0]
-    assert right.mean() > 0.85
+    found = scored(probe, {"label": labels[1400:], "embedding": points[1400:, :7], "pooled": points[1400:]})
+    assert list(found) == ["probe/top1", "pooled/probe/top1"], "the gallery is no query"
+    assert found["pooled/probe/top1"] > 85
 
 
 def _two_ranks(rank: int, folder: Path) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from src.augmentations.random import Augmentation, RandomHorizontalFlip, RandomResizedCrop
-from src.datamodules.base import BatchedSplit, StoreDataModule
+from src.datamodules.base import StoreDataModule
+from src.datamodules.batches import BatchedSplit
 from src.datamodules.digits import Digits
 from src.datamodules.store import read_store
 from tests.conftest import datamodule_options, small_store

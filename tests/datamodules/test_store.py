@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from src.datamodules import store as store_module
-from src.datamodules.store import class_balanced_draw, first_copies, hold_out, prepare_store, read_store, write_split
+from src.datamodules.draws import class_balanced_draw, hold_out
+from src.datamodules.store import first_copies, prepare_store, read_store, write_split
 from tests.conftest import ROOT, small_store
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from src.reporting import figures
 from src.reporting.figures import CURVES
 from src.reporting.results import group_by_protocol
+from src.running.figures import save
 from tests.reporting.conftest import changed
 from tests.reporting.test_results import HISTOGRAM
 
@@ -23,9 +24,9 @@ def untrained(result: dict[str, Any]) -> dict[str, Any]:
 def test_files_open_and_are_the_same_again(result: dict[str, Any], tmp_path: Path) -> None:
     protocols = group_by_protocol([changed(result, seed) for seed in range(3)] + [untrained(result)])
     for name, draw in (("curves", figures.curves), ("bars", figures.bars)):
-        figures.save(draw(protocols), tmp_path, name)
+        save(draw(protocols), tmp_path / name)
         first = (tmp_path / f"{name}.svg").read_bytes()
-        figures.save(draw(protocols), tmp_path, name)
+        save(draw(protocols), tmp_path / name)
         assert (tmp_path / f"{name}.svg").read_bytes() == first
         assert ElementTree.fromstring(first).tag.endswith("svg")
         with Image.open(tmp_path / f"{name}.png") as image:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from src.reporting.results import check_results, differing, find_results, group_by_protocol, in_space, scores_of
+from src.reporting.results import check_results, differing, find_results, group_by_protocol, scores_of
+from src.scores import in_space
 from tests.reporting.conftest import changed, write_runs
 
 HISTOGRAM = {"edges": [-1.0, 0.0, 1.0], "same": [0.25, 0.75], "other": [0.5, 0.5]}
