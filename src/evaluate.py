@@ -21,14 +21,11 @@ def main(config: DictConfig) -> None:
     from src.running import runs
 
     settings.check(cli.settled(config), settings.EVALUATE)
-    folder, which = Path(config.run), config.checkpoint
-    if folder.is_file():
-        folder, which = folder.absolute().parent.parent, folder.stem
+    folder, which = runs.locate(Path(config.run), config.checkpoint)
     saved = runs.load_config(folder)
     saved.protocol = OmegaConf.merge(saved.protocol, config.protocol)
     saved.dataset.gallery, saved.dataset.cache_dir = saved.protocol.gallery, config.cache_dir
-    if "pretrained" in saved.backbone:
-        saved.backbone.pretrained = False  # the checkpoint has every weight
+    runs.forget_initial_weights(saved)
     settings.check(cli.settled(saved))
 
     import pytorch_lightning as pl

@@ -165,6 +165,12 @@ def center_crop(images: Tensor, size: int) -> Tensor:
     return images[..., top : top + size, left : left + size]
 
 
+def clean(images: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
+    """Stored images `(N, H, W, 3)` as evaluation sees them: their middle `(N, 3, size, size)`, normalised."""
+    middle = center_crop(images.permute(0, 3, 1, 2).float(), size)
+    return normalize(middle, mean, std).contiguous(memory_format=torch.channels_last)
+
+
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Subtract `mean` `(3,)` and divide by `std` `(3,)`, both in grey levels."""
     mean, std = (channel.to(images.device, non_blocking=True).view(3, 1, 1) for channel in (mean, std))

@@ -10,7 +10,7 @@ from annotated_types import Interval
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from src.augmentations.functional import center_crop, normalize
+from src.augmentations.functional import center_crop, clean, normalize
 from src.augmentations.random import Augmentation
 from src.datamodules.batches import Batch, BatchedSplit, Order, whole
 from src.datamodules.draws import class_balanced_draw, draw_evenly, hold_out
@@ -222,8 +222,7 @@ class StoreDataModule(pl.LightningDataModule):
 
     def clean(self, batch: Batch, split: str) -> Batch:
         """A batch of `split`, transferred, with `image` as evaluation sees it: cropped at the centre, normalised."""
-        images = self._take(batch, split).permute(0, 3, 1, 2).float()
-        batch["image"] = self.finish(center_crop(images, self.image_size))
+        batch["image"] = clean(self._take(batch, split), self.image_size, self.mean, self.std)
         return batch
 
     def draw_queries(self, count: int, seed: int) -> Tensor:

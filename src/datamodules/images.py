@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -38,13 +39,27 @@ def read_rgb(path: Path, size: int, resample: str) -> np.ndarray:
     Raises:
         OSError: the file is broken, no image of these formats, or its pixels have no known range; the message names it.
     """
+    return decode(path, printable(path), size, resample)
+
+
+def decode(source: Path | BinaryIO, name: str, size: int, resample: str) -> np.ndarray:
+    """The same of an open file, which errors call `name`."""
     resampling = FILTERS[resample]
     try:
-        with Image.open(path, formats=FORMATS) as file:
+        with Image.open(source, formats=FORMATS) as file:
             return np.asarray(_rgb(file).resize((size, size), resampling))
     except Exception as error:  # from a stranger's bytes Pillow's decoders may raise anything
-        name = os.fsencode(path).decode(errors="backslashreplace")  # a name that isn't UTF-8 can't be printed
         raise OSError(f"{name} can't be decoded: {str(error) or type(error).__name__}") from error
+
+
+def convert(image: Image.Image, size: int, resample: str) -> np.ndarray:
+    """The same of an image in memory."""
+    return np.asarray(_rgb(image).resize((size, size), FILTERS[resample]))
+
+
+def printable(path: Path | str) -> str:
+    """A file's name, also where it is no UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _rgb(file: Image.Image) -> Image.Image:
@@ -120,7 +135,7 @@ def decode_split(
     """
     left_out: list[str] = []
 
-    def decode(path: Path) -> np.ndarray | OSError:
+    def try_to_read(path: Path) -> np.ndarray | OSError:
         try:
             return read_rgb(path, size, resample)
         except OSError as error:
@@ -131,7 +146,7 @@ def decode_split(
             chunks = range(0, len(paths), CHUNK)
             for start in track(chunks, description=f"{split}: {len(paths):,} images", transient=True):
                 part = slice(start, start + CHUNK)
-                for image, label in zip(pool.map(decode, paths[part]), labels[part], strict=True):
+                for image, label in zip(pool.map(try_to_read, paths[part]), labels[part], strict=True):
                     if not isinstance(image, OSError):
                         yield image, label
                     elif skip_broken:

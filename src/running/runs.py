@@ -129,6 +129,18 @@ def command_in(key: str, folder: Path, arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "src.train", *kept, f"{key}={folder}"])
 
 
+def locate(run: Path, checkpoint: str) -> tuple[Path, str]:
+    """The folder of a run, and which of its checkpoints, where `run` may name one of them itself."""
+    return (run.absolute().parent.parent, run.stem) if run.is_file() else (run, checkpoint)
+
+
+def forget_initial_weights(config: DictConfig) -> None:
+    """Have the network of a run made without the weights that it began with: a checkpoint has all it needs."""
+    for name, value in (("pretrained", False), ("weights", None)):
+        if name in config.backbone:
+            config.backbone[name] = value
+
+
 def load_config(folder: Path) -> DictConfig:
     """The resolved config of the run in `folder`, which may be anybody's: see `src.settings.check_foreign`.
 
