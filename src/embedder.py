@@ -87,7 +87,7 @@ class Embedder:
         self.batch_size, self.precision = int(config.dataset.eval_batch_size), precision
         self.device = torch.device(DEVICES[accelerator])
         self.fingerprint = _fingerprint(encoder, self.side, self.resample)
-        self.encoder = encoder.eval().to(self.device, memory_format=torch.channels_last)
+        self.encoder = encoder.eval().to(self.device).to(memory_format=torch.channels_last)
 
     def __call__(self, images: One | Iterable[One]) -> NDArray[np.float32]:
         """Embed one image, or many of any sizes.
@@ -105,7 +105,7 @@ class Embedder:
         """
         alone = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4)
         vectors, batch = [np.empty((0, self.dim), np.float32)], []
-        for image in [images] if alone else images:  # type: ignore[list-item, union-attr]
+        for image in [images] if alone else images:  # type: ignore[union-attr]
             batch.append(self.read(image))  # type: ignore[arg-type]
             if len(batch) == self.batch_size:
                 vectors.append(self.encode(np.stack(batch)))
