@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from src.augmentations.functional import clean
 from src.backbones.head import Head
-from src.datamodules.images import convert, read_rgb
+from src.datamodules.images import read_rgb, to_rgb, to_square
 from src.running import checkpoints, runs
 from src.running.hardware import select_accelerator, select_precision
 
@@ -128,7 +128,7 @@ class Embedder:
             image = Image.fromarray(image)
         if not isinstance(image, Image.Image):
             raise TypeError(f"an image must be a path, a PIL image or a numpy array: got {type(image).__name__}")
-        return convert(image, self.side, self.resample)
+        return to_square(to_rgb(image), self.side, self.resample)
 
     def encode(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The network alone: what `read` gave, `(B, side, side, 3)`, to `(B, D)`, of unit norm, all at once."""

@@ -60,6 +60,16 @@ EVALUATE: Group = {
     "cache_dir": Text,
     "protocol": Mapping[str, Any],  # checked as part of the run's
 }
+EMBED: Group = {
+    "run": Text,
+    "images": Text,
+    "out": Text,
+    "checkpoint": Literal["last", "best"],
+    "space": Literal["embedding", "pooled"],
+    "accelerator": Accelerator,
+    "precision": Literal["auto", "32-true", "bf16-mixed"] | None,
+    "format": Literal["npy", "safetensors", "parquet"],
+}
 PLUGINS = {  # of Hydra: it takes them only by a name of its package of plugins
     "hydra_plugins.src.Grid": "src.sweeping.sweepers.Grid",
     "hydra_plugins.src.Search": "src.sweeping.search.Search",

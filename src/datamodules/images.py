@@ -33,28 +33,32 @@ warnings.filterwarnings("ignore", module="PIL")
 def read_rgb(path: Path, size: int, resample: str) -> np.ndarray:
     """Decode one image to uint8 `(size, size, 3)`, the aspect ratio ignored, antialiased by the filter `resample`.
 
+    Raises:
+        OSError: as of `open_rgb`.
+    """
+    return to_square(open_rgb(path, printable(path)), size, resample)
+
+
+def open_rgb(source: Path | BinaryIO, name: str) -> Image.Image:
+    """An image file, opened or not, as uint8 RGB.
+
     Turned as its EXIF orientation says; of an animation the first frame; transparency on white; grey of 12 or 16 bits
     scaled to 8; CMYK, LAB and palettes converted.
 
     Raises:
-        OSError: the file is broken, no image of these formats, or its pixels have no known range; the message names it.
+        OSError: the file is broken, no image of these formats, or its pixels have no known range; the message has its
+            `name`.
     """
-    return decode(path, printable(path), size, resample)
-
-
-def decode(source: Path | BinaryIO, name: str, size: int, resample: str) -> np.ndarray:
-    """The same of an open file, which errors call `name`."""
-    resampling = FILTERS[resample]
     try:
         with Image.open(source, formats=FORMATS) as file:
-            return np.asarray(_rgb(file).resize((size, size), resampling))
+            return to_rgb(file)
     except Exception as error:  # from a stranger's bytes Pillow's decoders may raise anything
         raise OSError(f"{name} can't be decoded: {str(error) or type(error).__name__}") from error
 
 
-def convert(image: Image.Image, size: int, resample: str) -> np.ndarray:
-    """The same of an image in memory."""
-    return np.asarray(_rgb(image).resize((size, size), FILTERS[resample]))
+def to_square(image: Image.Image, size: int, resample: str) -> np.ndarray:
+    """RGB resized to uint8 `(size, size, 3)`."""
+    return np.asarray(image.resize((size, size), FILTERS[resample]))
 
 
 def printable(path: Path | str) -> str:
@@ -62,7 +66,7 @@ def printable(path: Path | str) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def _rgb(file: Image.Image) -> Image.Image:
+def to_rgb(file: Image.Image) -> Image.Image:
     """What an opened file shows, upright and opaque; a ValueError where Pillow can't know or would get it wrong."""
     bits, white_is_zero = 16, False
     if isinstance(file, TiffImageFile):
@@ -93,33 +97,46 @@ def is_hidden(name: str) -> bool:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The image files below `folder`, sorted; links are followed, and what is hidden or below it is none.
+    """The image files below `folder`, sorted; see `walk_images`."""
+    return list(walk_images(folder))
 
-    A link to a missing file is among them where its name is an image's: decoding names it as broken.
+
+def walk_images(folder: Path) -> Iterator[Path]:
+    """The image files below `folder` in their order; links are followed, and what is hidden or below it is none.
+
+    A link to a missing file is among them where its name is an image's: decoding names it as broken. Memory holds the
+    names of the folders on the way to the file, not those of all.
 
     Raises:
         OSError: a folder can't be read, or a link leads nowhere or round in a circle; the message names it.
     """
-    found: list[Path] = []
-    ahead: list[tuple[Path, tuple[Path, ...]]] = [(folder, ())]  # folders to look into, and where those above them are
-    while ahead:
-        place, above = ahead.pop()
-        real = Path(os.path.realpath(place))
-        if any(parent.is_relative_to(real) for parent in above):
-            raise OSError(f"{place} is a link to {real}, in which it lies itself: remove it")
-        with os.scandir(place) as entries:
-            for entry in entries:
-                if is_hidden(entry.name):
-                    continue
-                path = place / entry.name
-                dangling = entry.is_symlink() and not path.exists()
-                if entry.is_dir():
-                    ahead.append((path, (*above, real)))
-                elif path.suffix.lower() in SUFFIXES and (entry.is_file() or dangling):
-                    found.append(path)
-                elif dangling:
-                    raise OSError(f"{path} is a link to nothing: mend or remove it")
-    return sorted(found)
+    # What is left of each folder on the way, and which those above it really are.
+    way: list[tuple[Iterator[os.DirEntry[str]], tuple[Path, ...]]]
+    way = [(_entries(folder), (Path(os.path.realpath(folder)),))]
+    while way:
+        entries, above = way[-1]
+        entry = next(entries, None)
+        if entry is None:
+            way.pop()
+            continue
+        path = Path(entry.path)
+        if entry.is_dir():
+            real = Path(os.path.realpath(path))
+            if any(parent.is_relative_to(real) for parent in above):
+                raise OSError(f"{path} is a link to {real}, in which it lies itself: remove it")
+            way.append((_entries(path), (*above, real)))
+            continue
+        dangling = entry.is_symlink() and not path.exists()
+        if path.suffix.lower() in SUFFIXES and (entry.is_file() or dangling):
+            yield path
+        elif dangling:
+            raise OSError(f"{path} is a link to nothing: mend or remove it")
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """What is not hidden in a folder, by name."""
+    with os.scandir(folder) as entries:
+        return iter(sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name))
 
 
 def decode_split(
