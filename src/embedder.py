@@ -59,7 +59,7 @@ class Embedder:
     Attributes:
         encoder: the network, in evaluation mode on its device.
         run: where it came from.
-        checkpoint: which of its checkpoints, and of which epoch, in words.
+        checkpoint: which of its checkpoints, `last`, `best` or `exported`; and `trained`, of which epoch, in words.
         space: `embedding` or `pooled`.
         dim: D, the length of a vector.
         side: of the squares that images are resized to, in pixels; the network sees the middle of them.
@@ -75,12 +75,13 @@ class Embedder:
         dim: int,
         config: DictConfig,
         run: Path,
-        checkpoint: str,
+        checkpoint: tuple[str, str],
         space: Space,
         accelerator: str,
         precision: str,
     ) -> None:
-        self.run, self.checkpoint, self.space, self.dim = run, checkpoint, space, dim
+        self.run, self.space, self.dim = run, space, dim
+        self.checkpoint, self.trained = checkpoint
         # Datasets of small images keep theirs as large as the network sees them.
         self.side = int(config.dataset.get("size", config.input.size))
         self.resample = str(config.dataset.get("resample", "bilinear"))
@@ -184,16 +185,16 @@ def load(
     return Embedder(encoder, dim, config, folder, described, space, chosen, precision_here)
 
 
-def _read_weights(folder: Path, which: str) -> tuple[dict[str, Tensor], str]:
-    """Weights by name, and what they are in words."""
+def _read_weights(folder: Path, which: str) -> tuple[dict[str, Tensor], tuple[str, str]]:
+    """Weights by name, which they are, and of which epoch."""
     exported = folder / WEIGHTS
     if exported.exists():
         try:
-            return load_file(exported), "exported"
+            return load_file(exported), ("exported", "an epoch that its card names")
         except SafetensorError as error:
             raise ValueError(f"{exported} is damaged: {error}") from error
     checkpoint = checkpoints.load(checkpoints.path_of(folder, which))
-    return checkpoint["state_dict"], f"{which}, {checkpoints.describe(checkpoint)}"
+    return checkpoint["state_dict"], (which, checkpoints.describe(checkpoint))
 
 
 def _fingerprint(encoder: Encoder, side: int, resample: str) -> str:

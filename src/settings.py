@@ -6,9 +6,10 @@ Nothing heavy is imported: a mistake is told at once.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Len
 
 from src.hints import (
     Accelerator,
@@ -69,6 +70,19 @@ EMBED: Group = {
     "accelerator": Accelerator,
     "precision": Literal["auto", "32-true", "bf16-mixed"] | None,
     "format": Literal["npy", "safetensors", "parquet"],
+}
+Indices = Annotated[Text | Annotated[Sequence[Text], Len(1)], "an index, or a list of them like [A,B]"]
+SEARCH: Group = {
+    "index": Indices,
+    "query": Text,
+    "k": Count,
+    "rows": Annotated[Sequence[Whole], Len(1)] | None,
+    "run": Text | None,
+    "accelerator": Accelerator,
+    "format": Literal["table", "csv", "jsonl"],
+    "html": Text | None,
+    "approximate": bool,
+    "cache_dir": Text,
 }
 PLUGINS = {  # of Hydra: it takes them only by a name of its package of plugins
     "hydra_plugins.src.Grid": "src.sweeping.sweepers.Grid",

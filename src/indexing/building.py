@@ -58,6 +58,7 @@ def build(
         "format": FORMAT,
         "run": str(embedder.run.absolute()),
         "checkpoint": embedder.checkpoint,
+        "trained": embedder.trained,
         "space": embedder.space,
         "dim": embedder.dim,
         "precision": embedder.precision,

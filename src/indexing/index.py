@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from src.indexing.sources import Entry, Source, reopen
 
@@ -26,7 +27,7 @@ create table images (row integer primary key, name not null, size integer not nu
                      hash text not null);
 create table left_out (name not null, size integer not null, changed integer not null, reason text not null);
 """
-SAID = ("run", "checkpoint", "space", "dim", "precision", "fingerprint", "images", "root", "count")
+SAID = ("run", "checkpoint", "trained", "space", "dim", "precision", "fingerprint", "images", "root", "count")
 
 
 class Found(NamedTuple):
@@ -45,8 +46,9 @@ class Index:
 
     Attributes:
         vectors: `(N, D)`, mapped from disk.
-        meta: what `meta.json` says: `run`, `checkpoint`, `space`, `dim`, `precision`, `fingerprint` of the network;
-            `images`, where they came from, `root` and `count`; `left_out`, `created` and `versions`.
+        meta: what `meta.json` says: `run`, `checkpoint`, `trained`, `space`, `dim`, `precision` and
+            `fingerprint` of the network; `images`, where they came from, `root` and `count`; `left_out`, `created`
+            and `versions`.
 
     Raises:
         FileNotFoundError: there is none.
@@ -84,6 +86,14 @@ class Index:
         """The image of a row."""
         name, digest = self.names.execute("select name, hash from images where row = ?", (row,)).fetchone()
         return Found(row, from_column(name), digest)
+
+    def open(self, row: int) -> Image.Image:
+        """The image of a row, to look at.
+
+        Raises:
+            OSError, ValueError, LookupError: it is no longer there.
+        """
+        return self.source.open(self.find(row).name)
 
     def path(self, row: int) -> str:
         """Where the image of a row is, for a person."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.indexing.building import Counts
@@ -12,7 +13,8 @@ from src.indexing.building import Counts
 def showing(total: int | None) -> Iterator[Callable[[Counts], None]]:
     """A bar with images per second, on a terminal; what it gives is to be told of each step."""
     speed = TextColumn("{task.fields[speed]}")
-    with Progress(BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn(), transient=True) as progress:
+    columns = (BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+    with Progress(*columns, transient=True, disable=not get_console().is_terminal) as progress:
         task = progress.add_task("", total=total, speed="")
 
         def report(counts: Counts) -> None:

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 BLOCK = 2**24  # similarities that a CPU holds at once, 64 MiB
+ROWS, QUERIES = 2**16, 2**10  # of a search compared at once, 256 MiB of similarities
+FEW = 4  # queries that are compared as fast as the gallery can be read
 GROUP = 5  # similarities that are first compared by their largest
 
 
@@ -25,10 +27,11 @@ def products(gallery: Tensor, query: Tensor) -> Tensor:
     """Dot products `(G, Q)` of the rows of `(G, D)` and `(Q, D)`, in their own precision also under autocast.
 
     In float32 on a CPU as a 1x1 convolution, the gallery its pixels and the queries its filters: torch's kernels for
-    that are about twice as fast as those of its matrix product where the CPU is not Intel's.
+    that are about twice as fast as those of its matrix product where the CPU is not Intel's and the queries not `FEW`.
     """
     with torch.autocast(gallery.device.type, enabled=False):
-        if gallery.device.type != "cpu" or gallery.dtype != torch.float32 or not len(gallery) or not len(query):
+        few = len(query) < FEW or not len(gallery)
+        if gallery.device.type != "cpu" or gallery.dtype != torch.float32 or few:
             return gallery @ query.T
         pixels = gallery.contiguous().view(1, 1, *gallery.shape).permute(0, 3, 1, 2)
         return functional.conv2d(pixels, query.reshape(*query.shape, 1, 1))[0, :, 0].T
@@ -65,6 +68,35 @@ def nearest_neighbors(
         values.append(value)
         rows.append(row)
     return torch.cat(values), torch.cat(rows)
+
+
+def search(
+    query: Tensor, gallery: Tensor, k: int, own: Tensor | None = None, rows: int = ROWS
+) -> tuple[Tensor, Tensor]:
+    """`nearest_neighbors` in a gallery that may be far larger than memory, such as one mapped from disk.
+
+    It is read once for each `QUERIES` queries, `rows` rows at a time; the result depends on neither.
+    """
+    most = len(gallery) - (own is not None)
+    if not 1 <= k <= most:
+        raise ValueError(f"k={k} neighbours asked of a gallery of {len(gallery)} images: choose 1 to {most}")
+    if len(query) > QUERIES:
+        owns = own.split(QUERIES) if own is not None else [None] * -(-len(query) // QUERIES)
+        parts = [search(part, gallery, k, mine, rows) for part, mine in zip(query.split(QUERIES), owns, strict=True)]
+        return torch.cat([values for values, _ in parts]), torch.cat([found for _, found in parts])
+    best: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, len(gallery), rows):
+        block = gallery[start : start + rows]
+        similarity = products(block, query)
+        if own is not None:
+            here = ((own >= start) & (own < start + len(block))).nonzero().squeeze(1)
+            similarity[own[here] - start, here] = -math.inf
+        values, found = _in_order(similarity, min(k, len(block)))
+        best.append((values, found + start))
+    values, found = (torch.cat(parts, 1) for parts in zip(*best, strict=True))
+    # Of equals the lower row comes first: it also stands in an earlier block.
+    values, order = values.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], found.gather(1, order[:, :k])
 
 
 def _in_order(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,111 @@
+"""An approximate search by faiss for indices of many millions, its misses measured: an inverted file of bytes.
+
+The compressed copy lies in the cache of the machine that made it, never in the index: faiss trusts what it reads.
+"""
+
+import hashlib
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+
+from src.indexing.index import VECTORS, Index
+from src.indexing.searching import Queries, Result, merge
+from src.vectors.neighbors import search
+
+WANTED = 0.95  # of the true neighbours
+ASKED = 200  # images of the index, whose neighbours are found both ways
+AGAIN = 4  # times k candidates that are compared again exactly
+BLOCK = 2**17  # vectors added at once
+PER_LIST = 64  # vectors a list is trained on
+
+
+def find(indices: Sequence[Index], queries: Iterable[Queries], k: int, cache: Path) -> Iterator[Result]:
+    """As `searching.find`, but some of the nearest may be missed: how many is measured, and said on standard error.
+
+    Raises:
+        ImportError: faiss is not installed.
+    """
+    copies = [_Copy(index, k, cache / "approximate") for index in indices]
+    for part in queries:
+        found = []
+        for number, copy in enumerate(copies):
+            values, rows = copy.search(part.vectors, k, part.own.numpy() if part.own is not None else None)
+            rows_found = torch.from_numpy(rows)
+            found.append((torch.from_numpy(values), torch.full_like(rows_found, number), rows_found))
+        yield from merge(indices, part, found, k)
+
+
+class _Copy:
+    """A compressed copy of an index, opened or made, set to find `WANTED` of the `k` nearest."""
+
+    def __init__(self, index: Index, k: int, cache: Path) -> None:
+        try:
+            import faiss
+        except ImportError as error:
+            raise ImportError("approximate=true needs the package faiss: pip install '.[bench]'") from error
+        if k >= len(index):
+            raise ValueError(f"k={k}: {index.folder} has {len(index)} images, choose less")
+        self.index, found = index, (index.folder / VECTORS).resolve().stat()
+        key = f"{(index.folder / VECTORS).resolve()} {found.st_size} {found.st_mtime_ns}"
+        path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.faiss"
+        if path.exists():
+            self.lists: Any = faiss.read_index(str(path))
+        else:
+            self.lists = _compress(faiss, index.vectors, str(index.folder))
+            cache.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}")
+            faiss.write_index(self.lists, str(partial))
+            os.replace(partial, path)
+        self._look_into_enough(k)
+
+    def search(
+        self, vectors: NDArray[np.float32], k: int, own: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Similarities and rows `(Q, k)`: of `AGAIN` times as many candidates those that are nearest in float32."""
+        _, rows = self.lists.search(vectors, AGAIN * k + 1)
+        similarity = np.einsum("qkd,qd->qk", self.index.vectors[np.maximum(rows, 0)], vectors)
+        similarity[rows < 0] = -math.inf  # there were fewer candidates
+        if own is not None:
+            similarity[rows == own[:, None]] = -math.inf
+        order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1)
+
+    def _look_into_enough(self, k: int) -> None:
+        """Look into twice as many lists until `WANTED` of the true neighbours are found, or all are looked into."""
+        own = np.random.default_rng(0).choice(len(self.index), min(ASKED, len(self.index)), replace=False)
+        own.sort()
+        asked = self.index.vectors[own]
+        truth = search(torch.from_numpy(asked), torch.from_numpy(self.index.vectors), k, torch.from_numpy(own))[0]
+        self.lists.nprobe = 1
+        while True:
+            values, _ = self.search(asked, k, own)
+            recall = float((values >= truth[:, -1:].numpy() - 1e-6).mean())
+            if recall >= WANTED or self.lists.nprobe >= self.lists.nlist:
+                break
+            self.lists.nprobe = min(2 * self.lists.nprobe, self.lists.nlist)
+        print(
+            f"approximate: {100 * recall:.1f}% of the {k} true neighbours of {len(own)} images of {self.index.folder} "
+            f"are found, looking into {self.lists.nprobe} of {self.lists.nlist} lists",
+            file=sys.stderr,
+        )
+
+
+def _compress(faiss: Any, vectors: NDArray[np.float32], name: str) -> Any:
+    """An inverted file of bytes, about 4 √N lists."""
+    count = max(1, min(round(4 * math.sqrt(len(vectors))), len(vectors) // PER_LIST))
+    lists = faiss.index_factory(vectors.shape[1], f"IVF{count},SQ8", faiss.METRIC_INNER_PRODUCT)
+    rows = np.random.default_rng(0).choice(len(vectors), min(len(vectors), PER_LIST * count), replace=False)
+    rows.sort()
+    lists.train(vectors[rows])
+    starts = range(0, len(vectors), BLOCK)
+    for start in track(starts, description=f"compressing {name}", transient=True):
+        lists.add(np.ascontiguousarray(vectors[start : start + BLOCK]))
+    return lists
