@@ -9,7 +9,7 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 import yaml
-from annotated_types import Len
+from annotated_types import Interval, Len
 
 from src.hints import (
     Accelerator,
@@ -70,6 +70,15 @@ EMBED: Group = {
     "accelerator": Accelerator,
     "precision": Literal["auto", "32-true", "bf16-mixed"] | None,
     "format": Literal["npy", "safetensors", "parquet"],
+}
+DUPLICATES: Group = {
+    "index": Text,
+    "against": Text | None,
+    "threshold": Annotated[float, Interval(ge=-1, le=1)] | Literal["auto"],
+    "run": Text | None,
+    "accelerator": Accelerator,
+    "format": Literal["table", "csv", "jsonl"],
+    "html": Text | None,
 }
 Indices = Annotated[Text | Annotated[Sequence[Text], Len(1)], "an index, or a list of them like [A,B]"]
 SEARCH: Group = {
