@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -165,15 +167,15 @@ def forkserver() -> Any:
     return context
 
 
-@pytest.fixture
-def run(cache: Path, tmp_path: Path, forkserver: Any) -> Run:
-    """Call `python -m MODULE ARGUMENTS` in the checkout, without W&B credentials of the machine's."""
+@pytest.fixture(scope="session")
+def command(forkserver: Any) -> Run:
+    """Call `python -m MODULE ARGUMENTS` in the checkout, with these variables besides the environment's."""
 
     def call(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
-        env = inherited | {"ISIF_CACHE": str(cache), "HOME": str(tmp_path), "COLUMNS": "200"} | environment
         with tempfile.TemporaryDirectory() as place:
             said = [Path(place) / name for name in ("output", "errors")]
+            env = inherited | {"COLUMNS": "200"} | environment
             process = forkserver.Process(target=_become, args=(module, arguments, env, *map(str, said)))
             process.start()
             process.join(600)
@@ -183,3 +185,37 @@ def run(cache: Path, tmp_path: Path, forkserver: Any) -> Run:
             return subprocess.CompletedProcess([module, *arguments], process.exitcode, *(p.read_text() for p in said))
 
     return call
+
+
+@pytest.fixture
+def run(cache: Path, tmp_path: Path, command: Run) -> Run:
+    """The same without W&B credentials of the machine's, and with a cache of the tests'."""
+
+    def call(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return command(module, *arguments, **{"ISIF_CACHE": str(cache), "HOME": str(tmp_path)} | environment)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, command: Run) -> Path:
+    """The folder of a run of an epoch on some of the digits, made once for all the tests; its store is in `cache`."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    with FileLock(f"{shared}.lock"):
+        if not (shared / "run" / "results.json").exists():
+            settings = ["backbone=resnet18_slim", "dataset.limit=256", "trainer.max_epochs=1"]
+            aside = ["trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null", f"run_dir={shared / 'run'}"]
+            done = command("src.train", *settings, *aside, ISIF_CACHE=str(shared / "cache"), HOME=str(shared))
+            assert done.returncode == 0, done.stderr
+    return shared / "run"
+
+
+def write_digits(store: Path, folder: Path, count: int) -> list[Path]:
+    """The first test images of a store as PNG files, which hold the same pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, image in enumerate(np.load(store / "test_images.npy", mmap_mode="r")[:count]):
+        paths.append(folder / f"{number:04}.png")
+        Image.fromarray(np.array(image)).save(paths[-1])
+    return paths

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 from rich.progress import track
@@ -52,6 +52,8 @@ def open_rgb(source: Path | BinaryIO, name: str) -> Image.Image:
     try:
         with Image.open(source, formats=FORMATS) as file:
             return to_rgb(file)
+    except UnidentifiedImageError as error:
+        raise OSError(f"{name} can't be decoded: it is no image of the kinds {', '.join(FORMATS)}") from error
     except Exception as error:  # from a stranger's bytes Pillow's decoders may raise anything
         raise OSError(f"{name} can't be decoded: {str(error) or type(error).__name__}") from error
 

@@ -265,10 +265,9 @@ class Writer:
         os.fsync(self.vectors.fileno())
         try:
             for table in ("images", "left_out"):
-                self.names.execute(f"create index {table}_by_name on {table} (name)")
-            self.names.execute("create index images_by_hash on images (hash)")
+                self.names.execute(f"create index if not exists {table}_by_name on {table} (name)")
+            self.names.execute("create index if not exists images_by_hash on images (hash)")
             self.names.commit()
-            self.names.execute("vacuum")  # the same bytes, however often it was cut off
         except sqlite3.Error as error:
             raise OSError(f"{self.folder / NAMES} can't be written: {error}") from error
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -294,8 +293,6 @@ class Writer:
         with self.names:
             self.names.execute("delete from images where row >= ?", (rows,))
             self.names.execute("delete from left_out where rowid > ?", (left_out,))
-            for index in ("images_by_name", "left_out_by_name", "images_by_hash"):  # of a finish that was cut off
-                self.names.execute(f"drop index if exists {index}")
         self.rows, self.left_out = rows, left_out
         self.vectors.truncate(self.header + rows * self.row)
 

@@ -42,8 +42,8 @@ class Threshold(NamedTuple):
 
     Attributes:
         value: it.
-        copies: by what was done to them, the share of the images' copies that are at least as similar to their original.
-        others: the share of the images that are at least as similar to another one of the index.
+        copies: by what was done to them, the share of the images' copies at least as similar to their original.
+        others: the share of the images at least as similar to another one of the index.
     """
 
     value: float
