@@ -35,7 +35,8 @@ def main() -> None:
             kind = place % len(kinds)
             with Image.open(paths[number]) as image:
                 ALTERATIONS[kinds[kind]](image.convert("RGB")).save(folder / f"{number}_{kind}.jpg", quality=92)
-        heading(f"{COPIES} altered copies hidden among {len(paths):,} photographs")
+        title = f"{COPIES} altered copies hidden among {len(paths):,} photographs"
+        heading(title, ("recall: copies found", "precision: of the pairs with a copy, those of one photograph"))
         for space in ("embedding", "pooled"):
             embedder = load(run, space=space)
             build(embedder, find_source(str(folder)), Path(name) / space)
@@ -61,8 +62,8 @@ def score(index: Index, threshold: float, kinds: list[str], space: str) -> None:
         found = 100 * right[number] / (COPIES / len(kinds))
         pairs = right[number] + wrong[number]
         precision = f"{100 * right[number] / pairs:.1f}%" if pairs else "-"
-        print(f"| {space}, {kind} | recall {found:.1f}% | precision {precision} of {pairs:.0f} pairs |", flush=True)
-    print(f"| {space} | threshold {threshold:.4f} | {natural} pairs of photographs there before |", flush=True)
+        print(f"| {space}, {kind} | {found:.1f}% | {precision} of {pairs:.0f} |", flush=True)
+    print(f"| {space}, threshold {threshold:.4f} | | {natural} pairs of photographs besides |", flush=True)
 
 
 if __name__ == "__main__":
