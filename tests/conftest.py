@@ -168,10 +168,26 @@ def forkserver() -> Any:
 @pytest.fixture
 def run(cache: Path, tmp_path: Path, forkserver: Any) -> Run:
     """Call `python -m MODULE ARGUMENTS` in the checkout, without W&B credentials of the machine's."""
+    return caller(cache, tmp_path, forkserver)
+
+
+@pytest.fixture(scope="session")
+def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory, forkserver: Any) -> Path:
+    """The folder of a run: one epoch of few digits, in float32, so that no neighbour changes places."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    options = ("dataset.limit=300", "protocol.metrics.knn.k=20", "trainer.max_epochs=1", "trainer.precision=32-true")
+    quiet = ("callbacks.pictures=null", "logger=none", f"run_dir={folder}")
+    done = caller(cache, folder.parent, forkserver)("src.train", *options, *quiet)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def caller(cache: Path, home: Path, forkserver: Any) -> Run:
+    """What `run` is, with the stores in `cache` and at home in `home`."""
 
     def call(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
-        env = inherited | {"ISIF_CACHE": str(cache), "HOME": str(tmp_path), "COLUMNS": "200"} | environment
+        env = inherited | {"ISIF_CACHE": str(cache), "HOME": str(home), "COLUMNS": "200"} | environment
         with tempfile.TemporaryDirectory() as place:
             said = [Path(place) / name for name in ("output", "errors")]
             process = forkserver.Process(target=_become, args=(module, arguments, env, *map(str, said)))
