@@ -23,6 +23,7 @@ from src.hints import (
     Pixels,
     Plain,
     Positive,
+    Repository,
     Seed,
     Text,
     Whole,
@@ -70,6 +71,16 @@ EMBED: Group = {
     "accelerator": Accelerator,
     "precision": Literal["auto", "32-true", "bf16-mixed"] | None,
     "format": Literal["npy", "safetensors", "parquet"],
+}
+EXPORT: Group = {
+    "run": Text,
+    "format": Literal["onnx", "safetensors", "torch"],
+    "out": Text | None,
+    "checkpoint": Literal["last", "best"],
+    "space": Literal["embedding", "pooled"],
+    "int8": bool,
+    "push": Repository | None,
+    "cache_dir": Text,
 }
 Indices = Annotated[Text | Annotated[Sequence[Text], Len(1)], "an index, or a list of them like [A,B]"]
 SEARCH: Group = {
