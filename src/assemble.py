@@ -123,7 +123,7 @@ def begin_with(backbone: nn.Module, described: DictConfig, folder: Path, which: 
 
 def _named(backbone: DictConfig) -> str:
     options = [f"{name}={backbone[name]}" for name in map(str, backbone) if name not in ASIDE]
-    return f"{backbone._target_.rpartition('.')[2]} {', '.join(options)}".strip()
+    return f"{backbone._target_.rpartition('.')[2]}({', '.join(options)})"
 
 
 def check_disjoint(datamodule: StoreDataModule) -> None:

@@ -121,7 +121,7 @@ def describe(embedder: Embedder) -> dict[str, Any]:
         "steps": [
             {"do": "turn", "by": "EXIF orientation"},
             {"do": "lay on white", "what": "transparent pixels"},
-            {"do": "convert", "to": "RGB"},
+            {"do": "convert", "to": "RGB of 8 bits"},
             {
                 "do": "resize",
                 "height": embedder.side,

@@ -25,7 +25,7 @@ def open_store(config: DictConfig, cache_dir: str) -> StoreDataModule:
     try:
         make = instantiate(config.dataset, cache_dir=cache_dir, _partial_=True)
         datamodule: StoreDataModule = make(augmentation=None)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FileNotFoundError(f"the images of dataset={name} are not at hand ({error}); {remedy}") from error
     if not (datamodule.path / "meta.json").exists():
         raise FileNotFoundError(f"the images of dataset={name} are not at hand (no store {datamodule.path}); {remedy}")

@@ -77,15 +77,15 @@ def test_a_resnet_for_small_images_takes_a_file(tmp_path: Path, suffix: str) -> 
 def test_another_network_is_told_with_both_names(tmp_path: Path) -> None:
     a_run(tmp_path / "run", configured("resnet18"))
     for config, name in (
-        (configured("resnet18", "backbone.width=8"), "resnet18 width=8"),
+        (configured("resnet18", "backbone.width=8"), "resnet18(width=8"),
         (configured("inception"), "inception"),
-        (configured("resnet18_imagenet"), "from_torchvision name=resnet18"),
+        (configured("resnet18_imagenet"), "from_torchvision(name=resnet18)"),
     ):
         config.backbone.weights = str(tmp_path / "run")
         with pytest.raises(ValueError, match="choose the backbone of that run") as caught:
             make_backbone(config, filled=False)
         said = explain(caught.value)
-        assert said.startswith(f"backbone.weights={tmp_path / 'run'}: its network is resnet18 width=4, ")
+        assert said.startswith(f"backbone.weights={tmp_path / 'run'}: its network is resnet18(width=4, ")
         assert f", not {name}" in said
 
 
