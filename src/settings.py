@@ -23,6 +23,7 @@ from src.hints import (
     Pixels,
     Plain,
     Positive,
+    Repository,
     Seed,
     Text,
     Whole,
@@ -79,6 +80,16 @@ DUPLICATES: Group = {
     "accelerator": Accelerator,
     "format": Literal["table", "csv", "jsonl"],
     "html": Text | None,
+}
+EXPORT: Group = {
+    "run": Text,
+    "format": Literal["onnx", "safetensors", "torch"],
+    "out": Text | None,
+    "checkpoint": Literal["last", "best"],
+    "space": Literal["embedding", "pooled"],
+    "int8": bool,
+    "push": Repository | None,
+    "cache_dir": Text,
 }
 Indices = Annotated[Text | Annotated[Sequence[Text], Len(1)], "an index, or a list of them like [A,B]"]
 SEARCH: Group = {

@@ -15,9 +15,9 @@ from tests.conftest import Run, write_digits
 
 
 @pytest.fixture
-def pictures(trained: Path, tmp_path: Path) -> Path:
+def pictures(trained: Path, cache: Path, tmp_path: Path) -> Path:
     """Thirty digits, one of them twice, and a file that is no image."""
-    paths = write_digits(trained.parent / "cache" / "digits", tmp_path / "pictures", 30)
+    paths = write_digits(cache / "digits", tmp_path / "pictures", 30)
     (tmp_path / "pictures" / "copy.png").write_bytes(paths[7].read_bytes())
     (tmp_path / "pictures" / "broken.png").write_bytes(b"no image")
     return tmp_path / "pictures"
