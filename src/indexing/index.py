@@ -62,7 +62,8 @@ class Index:
         try:
             self.meta = _read_meta(folder / META)
             self.vectors: NDArray[np.float32] = np.load(folder / VECTORS, mmap_mode="c")
-            self.names = sqlite3.connect(f"{(folder / NAMES).absolute().as_uri()}?mode=ro", uri=True)
+            names = f"{(folder / NAMES).absolute().as_uri()}?mode=ro"
+            self.names = sqlite3.connect(names, uri=True, check_same_thread=False)  # SQLite has threads take turns
             rows = self.names.execute("select max(row) + 1 from images").fetchone()[0] or 0
             found = (self.vectors.dtype, self.vectors.shape, rows)
             wanted = (np.float32, (self.meta["count"], self.meta["dim"]), self.meta["count"])
