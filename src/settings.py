@@ -80,6 +80,13 @@ DUPLICATES: Group = {
     "format": Literal["table", "csv", "jsonl"],
     "html": Text | None,
 }
+SERVE: Group = {
+    "index": Text,
+    "port": Annotated[int, Interval(ge=0, le=65535)],
+    "k": Annotated[int, Interval(ge=1, le=100)],
+    "run": Text | None,
+    "accelerator": Accelerator,
+}
 Indices = Annotated[Text | Annotated[Sequence[Text], Len(1)], "an index, or a list of them like [A,B]"]
 SEARCH: Group = {
     "index": Indices,
