@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment
+from torch import nn
 
 from src.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
 from src.callbacks.evaluation import Evaluation
@@ -21,10 +22,20 @@ from src.callbacks.steps import Steps
 from src.datamodules.base import StoreDataModule
 from src.methods.base import TrainingSet
 from src.module import EmbeddingModule
+from src.running import checkpoints, runs
+
+ASIDE = ("_target_", "weights", "pretrained", "cache_dir")  # of a backbone: what its shape does not depend on
 
 
-def assemble(config: DictConfig, ranks: int) -> tuple[StoreDataModule, EmbeddingModule, Evaluation]:
+def assemble(
+    config: DictConfig, ranks: int, filled: bool = False
+) -> tuple[StoreDataModule, EmbeddingModule, Evaluation]:
     """Data, network with its method, and evaluation of a resolved config, checked against each other.
+
+    Args:
+        config: of a run.
+        ranks: how many processes train.
+        filled: whether a checkpoint will fill the network, whose initial weights then need not be there.
 
     Raises:
         ValueError: they do not fit; the message names the setting.
@@ -32,7 +43,7 @@ def assemble(config: DictConfig, ranks: int) -> tuple[StoreDataModule, Embedding
     augmentation = instantiate(config.augmentation)
     datamodule = instantiate(config.dataset, _partial_=True)(augmentation=augmentation)
     try:
-        backbone = instantiate(config.backbone).to(memory_format=torch.channels_last)
+        backbone = make_backbone(config, filled).to(memory_format=torch.channels_last)
     except InstantiationException as error:
         if isinstance(error.__cause__, OSError) and (missing := datamodule.missing()):
             raise OSError(f"{error.__cause__}. {missing}") from error  # of two things to fetch, name both at once
@@ -64,10 +75,55 @@ def assemble(config: DictConfig, ranks: int) -> tuple[StoreDataModule, Embedding
         config.seed,
     )
     labels = datamodule.train_labels if module.method.supervised else None
-    pretrained = bool(config.backbone.get("pretrained", False))
+    pretrained = bool(config.backbone.get("pretrained", config.backbone.get("weights")))
     # After the network, whose initial weights are then the same for every method.
     module.method.setup(TrainingSet(len(datamodule.train_labels), config.embedding_dim, pretrained, labels))
     return datamodule, module, evaluation
+
+
+def make_backbone(config: DictConfig, filled: bool) -> nn.Module:
+    """The network of a config with the weights that it begins with, which may be the backbone's of another run.
+
+    Raises:
+        FileNotFoundError, ValueError: that run is not there, damaged, or of another network; the message names both.
+    """
+    run = None if filled else _begun_from(config.backbone)
+    bare = config.copy()
+    if filled or run:
+        runs.forget_initial_weights(bare)
+    backbone: nn.Module = instantiate(bare.backbone)
+    if run:
+        try:
+            begin_with(backbone, config.backbone, *runs.locate(run, "last"))
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"backbone.weights={config.backbone.weights}: {error}") from error
+    return backbone
+
+
+def _begun_from(backbone: DictConfig) -> Path | None:
+    """The run that a network begins with, or a checkpoint of one; None where there is none, or a file of weights."""
+    if not (backbone.get("weights") and backbone.get("pretrained", True)):
+        return None
+    path = Path(backbone.weights).expanduser()
+    return path if path.is_dir() or (path.suffix == ".ckpt" and path.parent.name == "checkpoints") else None
+
+
+def begin_with(backbone: nn.Module, described: DictConfig, folder: Path, which: str) -> None:
+    """Fill `backbone`, `described` by its config, with the weights of a run's checkpoint; its head is left aside."""
+    theirs = runs.load_config(folder).backbone
+    state, _ = checkpoints.read_weights(folder, which)
+    try:
+        backbone.load_state_dict(checkpoints.part_of(state, "backbone"))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"its network is {_named(theirs)}, not {_named(described)}: choose the backbone of that run ({reason})"
+        ) from error
+
+
+def _named(backbone: DictConfig) -> str:
+    options = [f"{name}={backbone[name]}" for name in map(str, backbone) if name not in ASIDE]
+    return f"{backbone._target_.rpartition('.')[2]}({', '.join(options)})"
 
 
 def check_disjoint(datamodule: StoreDataModule) -> None:

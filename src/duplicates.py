@@ -33,10 +33,9 @@ def main(config: DictConfig) -> None:
     plain = cli.settled(config)
     settings.check(plain, settings.DUPLICATES)
 
-    from rich.progress import Progress
-
     from src.indexing.duplicates import choose_threshold, group, similar_pairs
     from src.indexing.gallery import write
+    from src.indexing.progress import showing
     from src.indexing.searching import load_network, open_indices
 
     indices = open_indices([path for path in (plain["index"], plain["against"]) if path])
@@ -48,12 +47,8 @@ def main(config: DictConfig) -> None:
         print(remarks[0], file=sys.stderr)
     else:
         threshold = float(plain["threshold"])
-    with Progress(transient=True) as progress:
-        task = progress.add_task("comparing", total=len(one))
-        compared = partial(progress.update, task)
-        pairs = similar_pairs(
-            one.vectors, other.vectors if other else None, threshold, lambda done: compared(completed=done)
-        )
+    with showing("images compared", len(one)) as report:
+        pairs = similar_pairs(one.vectors, other.vectors if other else None, threshold, report)
     groups = group(one, other, pairs)
     images = {member for found in groups for member in found.members}
     if other:

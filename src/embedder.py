@@ -11,8 +11,6 @@ from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,7 +22,6 @@ from src.running.hardware import select_accelerator, select_precision
 
 Space = Literal["embedding", "pooled"]
 One = str | Path | Image.Image | NDArray[np.uint8]
-WEIGHTS = "model.safetensors"  # of an exported run, which has no checkpoints
 DEVICES = {"gpu": "cuda", "mps": "mps", "cpu": "cpu"}
 
 
@@ -166,14 +163,13 @@ def load(
     """
     folder, which = runs.locate(Path(run).expanduser(), checkpoint)
     config = runs.load_config(folder)
-    state, described = _read_weights(folder, which)
+    state, described = checkpoints.read_weights(folder, which)
     runs.forget_initial_weights(config)
     backbone = instantiate(config.backbone)
     head = Head(int(backbone.num_features), config.embedding_dim)
     try:
-        for part, network in (("backbone.", backbone), ("head.", head)):
-            own = {name.removeprefix(part): weight for name, weight in state.items() if name.startswith(part)}
-            network.load_state_dict(own)
+        for part, network in (("backbone", backbone), ("head", head)):
+            network.load_state_dict(checkpoints.part_of(state, part))
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the weights in {folder} are of another network than its config: {reason}") from error
@@ -183,18 +179,6 @@ def load(
     dim = config.embedding_dim if space == "embedding" else int(backbone.num_features)
     precision_here = select_precision(precision or config.trainer.precision, chosen)
     return Embedder(encoder, dim, config, folder, described, space, chosen, precision_here)
-
-
-def _read_weights(folder: Path, which: str) -> tuple[dict[str, Tensor], tuple[str, str]]:
-    """Weights by name, which they are, and of which epoch."""
-    exported = folder / WEIGHTS
-    if exported.exists():
-        try:
-            return load_file(exported), ("exported", "an epoch that its card names")
-        except SafetensorError as error:
-            raise ValueError(f"{exported} is damaged: {error}") from error
-    checkpoint = checkpoints.load(checkpoints.path_of(folder, which))
-    return checkpoint["state_dict"], (which, checkpoints.describe(checkpoint))
 
 
 def _fingerprint(encoder: Encoder, side: int, resample: str) -> str:

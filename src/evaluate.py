@@ -25,7 +25,6 @@ def main(config: DictConfig) -> None:
     saved = runs.load_config(folder)
     saved.protocol = OmegaConf.merge(saved.protocol, config.protocol)
     saved.dataset.gallery, saved.dataset.cache_dir = saved.protocol.gallery, config.cache_dir
-    runs.forget_initial_weights(saved)
     settings.check(cli.settled(saved))
 
     import pytorch_lightning as pl
@@ -37,7 +36,7 @@ def main(config: DictConfig) -> None:
     hardware.settle()
     accelerator = hardware.select_accelerator(config.accelerator)
     checkpoint = checkpoints.load(checkpoints.path_of(folder, which))
-    datamodule, module, evaluation = assemble(saved, ranks=1)
+    datamodule, module, evaluation = assemble(saved, ranks=1, filled=True)
     checkpoints.fill(module, checkpoint)
     trainer = pl.Trainer(
         accelerator=accelerator,

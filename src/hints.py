@@ -37,6 +37,11 @@ Positives = Annotated[Sequence[Positive], Len(2, 2), "two numbers above 0"]
 Text = Annotated[str, Predicate(lambda text: bool(text.strip()) and text.isprintable()), "a text, not empty"]
 NAME = r"\w[\w.+-]*"
 Name = Annotated[str, Predicate(lambda text: bool(re.fullmatch(NAME, text))), "a name without a slash"]
+Repository = Annotated[
+    str,
+    Predicate(lambda text: bool(re.fullmatch(f"{NAME}/{NAME}", text))),
+    "USER/NAME, a model on the Hugging Face hub",
+]
 Checksum = Annotated[
     str, Predicate(lambda text: bool(re.fullmatch("(md5|sha1|sha256):[0-9a-f]+", text))), "md5:…, sha1:… or sha256:…"
 ]

@@ -23,6 +23,7 @@ from src.hints import (
     Pixels,
     Plain,
     Positive,
+    Repository,
     Seed,
     Text,
     Whole,
@@ -86,6 +87,16 @@ SERVE: Group = {
     "k": Annotated[int, Interval(ge=1, le=100)],
     "run": Text | None,
     "accelerator": Accelerator,
+}
+EXPORT: Group = {
+    "run": Text,
+    "format": Literal["onnx", "safetensors", "torch"],
+    "out": Text | None,
+    "checkpoint": Literal["last", "best"],
+    "space": Literal["embedding", "pooled"],
+    "int8": bool,
+    "push": Repository | None,
+    "cache_dir": Text,
 }
 Indices = Annotated[Text | Annotated[Sequence[Text], Len(1)], "an index, or a list of them like [A,B]"]
 SEARCH: Group = {

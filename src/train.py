@@ -72,7 +72,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any], cluster: An
     pl.seed_everything(config.seed, verbose=False)
     facts = hardware.describe_hardware(config.trainer.accelerator, config.trainer.devices, config.trainer.num_nodes)
     last = checkpoints.find_last(folder, config.trainer.max_epochs)
-    datamodule, module, evaluation = assemble(config, int(facts["ranks"]))
+    datamodule, module, evaluation = assemble(config, int(facts["ranks"]), filled=last is not None)
     settings: Any = OmegaConf.to_container(config)
 
     with finishing(make_logger(config, folder, module)) as logger:

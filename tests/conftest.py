@@ -143,9 +143,16 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of pytest-xdist have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def cache(shared_folder: Path) -> Path:
     """One cache of stores for all the tests that run the entry points."""
-    return tmp_path_factory.mktemp("cache")
+    return shared_folder / "cache"
 
 
 def _become(module: str, arguments: tuple[str, ...], environment: dict[str, str], output: str, errors: str) -> None:
@@ -198,17 +205,16 @@ def run(cache: Path, tmp_path: Path, command: Run) -> Run:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, command: Run) -> Path:
-    """The folder of a run of an epoch on some of the digits, made once for all the tests; its store is in `cache`."""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
-    with FileLock(f"{shared}.lock"):
-        if not (shared / "run" / "results.json").exists():
-            settings = ["backbone=resnet18_slim", "dataset.limit=256", "trainer.max_epochs=1"]
-            aside = ["trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null", f"run_dir={shared / 'run'}"]
-            done = command("src.train", *settings, *aside, ISIF_CACHE=str(shared / "cache"), HOME=str(shared))
+def trained(shared_folder: Path, cache: Path, command: Run) -> Path:
+    """The folder of a run, made once for all: an epoch of few digits, in float32, that no neighbour changes places."""
+    folder = shared_folder / "trained"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "results.json").exists():
+            few = ["backbone=resnet18_slim", "dataset.limit=300", "protocol.metrics.knn.k=20", "trainer.max_epochs=1"]
+            quiet = ["trainer.precision=32-true", "trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null"]
+            done = command("src.train", *few, *quiet, f"run_dir={folder}", ISIF_CACHE=str(cache), HOME=str(folder))
             assert done.returncode == 0, done.stderr
-    return shared / "run"
+    return folder
 
 
 def write_digits(store: Path, folder: Path, count: int) -> list[Path]:

@@ -21,32 +21,32 @@ def embed(trained: Path) -> Embedder:
     return load(trained, accelerator="cpu", precision="32-true")
 
 
-def digits_of(trained: Path) -> np.ndarray:
-    images: np.ndarray = np.load(trained.parent / "cache" / "digits" / "test_images.npy")
+@pytest.fixture(scope="module")
+def digits(trained: Path, cache: Path) -> np.ndarray:
+    images: np.ndarray = np.load(cache / "digits" / "test_images.npy")
     return images
 
 
-@pytest.mark.parametrize("space", ["embedding", "pooled"])
-def test_it_has_the_vectors_of_the_evaluation_bit_for_bit(trained: Path, space: Any) -> None:
+@pytest.mark.parametrize(("space", "precision"), [("embedding", "bf16-mixed"), ("pooled", "32-true")])
+def test_it_has_the_vectors_of_the_evaluation_bit_for_bit(
+    trained: Path, cache: Path, digits: np.ndarray, space: Any, precision: Any
+) -> None:
     config = runs.load_config(trained)
+    config.dataset.cache_dir = str(cache)
     datamodule, module, evaluation = assemble(config, ranks=1)
     checkpoints.fill(module, checkpoints.load(checkpoints.path_of(trained, "last")))
     options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
-        precision=config.trainer.precision,
-        callbacks=[evaluation],
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        **options,
+        precision=precision, callbacks=[evaluation], enable_model_summary=False, enable_checkpointing=False, **options
     )
     trainer.validate(module, datamodule, verbose=False)
-    vectors = load(trained, space=space, accelerator="cpu")(digits_of(trained))
+    vectors = load(trained, space=space, accelerator="cpu", precision=precision)(digits)
     assert np.array_equal(vectors, evaluation.sets["query"][space].float().numpy())
 
 
-def test_files_images_and_arrays_are_the_same(embed: Embedder, trained: Path, tmp_path: Path) -> None:
-    pixels = digits_of(trained)[:3]
-    paths = write_digits(trained.parent / "cache" / "digits", tmp_path, 3)
+def test_files_images_and_arrays_are_the_same(embed: Embedder, digits: np.ndarray, cache: Path, tmp_path: Path) -> None:
+    pixels = digits[:3]
+    paths = write_digits(cache / "digits", tmp_path, 3)
     expected = embed(pixels)
     assert expected.shape == (3, 128)
     assert expected.dtype == np.float32
@@ -90,8 +90,8 @@ def test_what_is_no_image_is_refused(embed: Embedder, image: Any, error: type[Ex
         embed([image])
 
 
-def test_bfloat16_is_nearly_the_same(embed: Embedder, trained: Path) -> None:
-    pixels = digits_of(trained)[:20]
+def test_bfloat16_is_nearly_the_same(embed: Embedder, trained: Path, digits: np.ndarray) -> None:
+    pixels = digits[:20]
     rounded = load(trained, accelerator="cpu", precision="bf16-mixed")
     likeness = (embed(pixels) * rounded(pixels)).sum(1)
     assert not np.array_equal(embed(pixels), rounded(pixels))

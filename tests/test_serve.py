@@ -19,9 +19,9 @@ from tests.serving.conftest import Client
 
 
 @pytest.fixture(scope="module")
-def index(trained: Path, command: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(trained: Path, cache: Path, command: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serve")
-    write_digits(trained.parent / "cache" / "digits", folder / "pictures", 12)
+    write_digits(cache / "digits", folder / "pictures", 12)
     settings = [f"run={trained}", f"images={folder / 'pictures'}", f"out={folder / 'index'}", "accelerator=cpu"]
     done = command("src.embed", *settings, HOME=str(folder))
     assert done.returncode == 0, done.stderr

@@ -7,11 +7,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from src.backbones.weights import load_state
 from src.hints import Text
 
 PATIENCE = 5  # seconds to reach the hub
@@ -104,19 +103,3 @@ def _give_up_soon() -> None:
             socket.create_connection((hub.hostname, hub.port or 443), timeout=PATIENCE).close()
         except OSError:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
-def load_state(network: nn.Module, path: Path) -> None:
-    """Load a whole state dict, strictly.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, damaged, or another network's; the message names it.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"backbone.weights={path}: there is no such file")
-    try:
-        network.load_state_dict(
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        )
-    except Exception as error:  # each format and each mismatch raises its own kind
-        raise ValueError(f"backbone.weights={path} does not fit: {' '.join(str(error).split())[:300]}") from error

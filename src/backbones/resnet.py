@@ -1,13 +1,15 @@
 """ResNets in their CIFAR form, for images of 32 to 96 pixels: a 3x3 stem and no max-pooling (He et al., CVPR 2016)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
+from src.backbones.weights import load_state
 from src.backbones.winograd import WinogradConv2d
-from src.hints import Count, Width
+from src.hints import Count, Text, Width
 
 InitialWeights = Literal["kaiming", "torch"]
 
@@ -23,9 +25,13 @@ class SmallImageResNet(nn.Module):
             uniform ones that its layers come with.
         pool: side of the top-left square of the last map that is averaged; None takes the whole map.
         winograd: see `WinogradConv2d`.
+        weights: a state dict of the same network, `.pth` or `.safetensors`; None starts from the initial ones.
 
     Attributes:
         num_features: length F of the pooled features.
+
+    Raises:
+        FileNotFoundError, ValueError: the weights are missing, or another network's; the message names them.
     """
 
     def __init__(
@@ -36,6 +42,7 @@ class SmallImageResNet(nn.Module):
         initial_weights: InitialWeights,
         pool: int | None,
         winograd: bool,
+        weights: str | None,
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
@@ -65,6 +72,8 @@ class SmallImageResNet(nn.Module):
                 for name, layer in module.named_children():
                     if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and layer.stride == (1, 1):
                         setattr(module, name, WinogradConv2d(layer))
+        if weights:
+            load_state(self, Path(weights).expanduser())
 
     @property
     def last_relu(self) -> nn.Module:
@@ -81,14 +90,22 @@ class SmallImageResNet(nn.Module):
 
 
 def resnet18(
-    width: Width = 64, initial_weights: InitialWeights = "kaiming", pool: Count | None = None, winograd: bool = True
+    width: Width = 64,
+    initial_weights: InitialWeights = "kaiming",
+    pool: Count | None = None,
+    winograd: bool = True,
+    weights: Text | None = None,
 ) -> SmallImageResNet:
     """ResNet-18, F = 8 x width features."""
-    return SmallImageResNet(BasicBlock, (2, 2, 2, 2), width, initial_weights, pool, winograd)
+    return SmallImageResNet(BasicBlock, (2, 2, 2, 2), width, initial_weights, pool, winograd, weights)
 
 
 def resnet50(
-    width: Width = 64, initial_weights: InitialWeights = "kaiming", pool: Count | None = None, winograd: bool = True
+    width: Width = 64,
+    initial_weights: InitialWeights = "kaiming",
+    pool: Count | None = None,
+    winograd: bool = True,
+    weights: Text | None = None,
 ) -> SmallImageResNet:
     """ResNet-50, F = 32 x width features."""
-    return SmallImageResNet(Bottleneck, (3, 4, 6, 3), width, initial_weights, pool, winograd)
+    return SmallImageResNet(Bottleneck, (3, 4, 6, 3), width, initial_weights, pool, winograd, weights)

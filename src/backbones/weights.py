@@ -1,4 +1,6 @@
-"""Files of weights, read without running anything in them: `.npz`, `.safetensors` and Caffe's `.caffemodel`."""
+"""Files of weights, read without running anything in them: `.npz`, `.safetensors`, Caffe's `.caffemodel`,
+and torch's state dicts.
+"""
 
 import math
 import struct
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -33,6 +35,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return readers[path.suffix](path)
     except (ValueError, IndexError, KeyError, EOFError, struct.error, zipfile.BadZipFile, SafetensorError) as error:
         raise ValueError(f"backbone.weights={path} is damaged or no {path.suffix} file: {error}") from error
+
+
+def load_state(network: nn.Module, path: Path) -> None:
+    """Load a whole state dict, strictly.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, damaged, or another network's; the message names it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"backbone.weights={path}: there is no such file")
+    try:
+        network.load_state_dict(
+            load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        )
+    except Exception as error:  # each format and each mismatch raises its own kind
+        raise ValueError(f"backbone.weights={path} does not fit: {' '.join(str(error).split())[:300]}") from error
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:

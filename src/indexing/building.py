@@ -39,7 +39,7 @@ class Counts:
 
 
 def build(
-    embedder: Embedder, source: Source, folder: Path, report: Callable[[Counts], object] = lambda counts: None
+    embedder: Embedder, source: Source, folder: Path, report: Callable[[int], object] = lambda done: None
 ) -> Counts:
     """Make `folder` the index of the source's images, embedding those that an index there does not have already.
 
@@ -47,7 +47,7 @@ def build(
     images and the names in one folder of them, however many there are.
 
     Args:
-        report: is told after each group.
+        report: is told after each group how many images are done.
 
     Raises:
         FileExistsError: the folder holds something else, or another process is building it.
@@ -106,7 +106,7 @@ def _open_old(folder: Path, meta: dict[str, Any]) -> Index | None:
 
 
 def _write(
-    embedder: Embedder, source: Source, old: Index | None, writer: "Writer", report: Callable[[Counts], object]
+    embedder: Embedder, source: Source, old: Index | None, writer: "Writer", report: Callable[[int], object]
 ) -> Counts:
     counts = Counts()
 
@@ -129,7 +129,7 @@ def _write(
             while ahead:
                 images, vectors, left_out = _embed(embedder, old, ahead.popleft(), counts)
                 writer.append(images, vectors, left_out)
-                report(counts)
+                report(writer.rows + writer.left_out)
                 ahead.extend(islice(groups, 1))
         finally:
             pool.shutdown(cancel_futures=True)

@@ -19,7 +19,7 @@ from src.vectors.neighbors import products, search
 BLOCK = 2**13  # images compared with as many others at once, 256 MiB of similarities
 MOST = 20_000_000  # pairs, 400 MB
 COPIED, ASKED = 200, 2000  # images that are altered, and whose nearest other one is looked at
-WEIGHT = 10  # how much worse a false pair is than a copy that is missed
+WEIGHT = 3  # how much worse a false pair is than a copy that is missed
 SURE = 1 - 1e-4  # the most that a threshold can be chosen to be: a copy differs by rounding
 
 

@@ -122,8 +122,13 @@ def facts_of(result: Result) -> dict[str, str]:
         "deciding space": protocol["space"],
         "best epoch by": result["monitor"],
         "best epoch chosen on": chosen_on(protocol),
-        **{key.removesuffix("._target_"): str(value).rpartition(".")[2] for key, value in measures.items()},
+        **{key.removesuffix("._target_"): _short(key, value) for key, value in measures.items()},
     }
+
+
+def _short(key: str, value: Any) -> str:
+    """A setting in words; of what is made its name alone."""
+    return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
 
 
 def differing(protocols: Sequence[Protocol]) -> list[str]:

@@ -190,11 +190,11 @@ def table(results: Sequence[Result]) -> str:
     if reasons := why_apart(protocols):
         parts.append(
             "These runs are not measured alike, so they are in tables of their own, which must not be compared. They "
-            "differ in:\n\n" + "\n".join(f"- {_escape(reason)}" for reason in reasons)
+            "differ in:\n\n" + "\n".join(f"- {escape(reason)}" for reason in reasons)
         )
     for protocol in protocols:
         agreeing = agreement(protocol)
-        parts += [f"**{_escape(title(protocol, protocols))}**", _escape(" ".join(remarks(protocol)))]
+        parts += [f"**{escape(title(protocol, protocols))}**", escape(" ".join(remarks(protocol)))]
         parts += [markdown(scores(protocol))] + [markdown(agreeing)] * bool(agreeing.rows)
     return "\n\n".join(parts)
 
@@ -202,10 +202,11 @@ def table(results: Sequence[Result]) -> str:
 def markdown(content: Table) -> str:
     """A pipe table; what has no number is empty."""
     rows: list[Sequence[Cell]] = [content.columns, ["---"] * len(content.columns), *content.rows]
-    return "\n".join("| " + " | ".join(_escape("" if c is None else str(c)) for c in row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(escape("" if c is None else str(c)) for c in row) + " |" for row in rows)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """A text in a line or a cell of Markdown."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 

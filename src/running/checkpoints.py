@@ -1,6 +1,7 @@
 """Checkpoints: written whole beside their place and renamed, the one before kept, and read without running anything.
 
-A run folder has `checkpoints/last.ckpt`, `previous.ckpt` (the one before) and `best.ckpt`.
+A run folder has `checkpoints/last.ckpt`, `previous.ckpt` (the one before) and `best.ckpt`; that of an exported run has
+`model.safetensors` in their place.
 """
 
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("last", "previous")
+EXPORTED = "model.safetensors"
 
 
 def path_of(folder: Path, name: str) -> Path:
@@ -74,6 +76,34 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file raises what it likes
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(f"the checkpoint {path} cannot be read ({reason}): delete it, or give another") from error
+
+
+def read_weights(folder: Path, name: str) -> tuple[dict[str, Any], tuple[str, str]]:
+    """The weights of the run in `folder` by their names: of its checkpoint `name`, or all that it was exported with.
+
+    Returns:
+        The weights; which they are, `last`, `best` or `exported`, and of which epoch, in words.
+
+    Raises:
+        FileNotFoundError, ValueError: there are none, or they are damaged.
+    """
+    exported = folder / EXPORTED
+    if not exported.exists():
+        checkpoint = load(path_of(folder, name))
+        return checkpoint["state_dict"], (name, describe(checkpoint))
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(exported), ("exported", "an epoch that its card names")
+    except SafetensorError as error:
+        raise ValueError(f"{exported} is damaged: {error}") from error
+
+
+def part_of(weights: dict[str, Any], part: str) -> dict[str, Any]:
+    """Those of `backbone` or `head`, by their names in it."""
+    return {name.removeprefix(f"{part}."): weight for name, weight in weights.items() if name.startswith(f"{part}.")}
 
 
 def fill(module: Any, checkpoint: dict[str, Any]) -> None:

@@ -18,10 +18,9 @@ def embedder(trained: Path) -> Embedder:
 
 
 @pytest.fixture
-def pictures(trained: Path, tmp_path: Path) -> Path:
+def pictures(trained: Path, cache: Path, tmp_path: Path) -> Path:
     """Forty digits in two folders."""
-    store = trained.parent / "cache" / "digits"
-    for path in write_digits(store, tmp_path / "pictures", 40):
+    for path in write_digits(cache / "digits", tmp_path / "pictures", 40):
         if int(path.stem) >= 25:
             (path.parent / "more").mkdir(exist_ok=True)
             path.rename(path.parent / "more" / path.name)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from src.embedder import Embedder, load
-from src.indexing.building import Counts, build
+from src.indexing.building import build
 from src.indexing.index import Index
 from src.indexing.sources import Entry, find_source
 from tests.test_embedder import changed
@@ -105,7 +105,7 @@ def _build_slowly(trained: Path, images: Path, out: Path, batch: int) -> None:
     torch.set_num_threads(1)
     embedder = load(trained, accelerator="cpu", precision="32-true")
     embedder.batch_size = batch
-    build(embedder, find_source(str(images)), out, lambda counts: time.sleep(0.02))
+    build(embedder, find_source(str(images)), out, lambda done: time.sleep(0.02))
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(trained: Path, pictures: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_what_changes_while_it_is_cut_off_is_seen(embedder: Embedder, pictures: 
     class Cut(Exception):
         pass
 
-    def cut(counts: Counts) -> None:
+    def cut(done: int) -> None:
         raise Cut
 
     small = load(embedder.run, accelerator="cpu", precision="32-true")

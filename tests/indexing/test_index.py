@@ -35,6 +35,14 @@ def drop(index: Index) -> None:
         names.execute("delete from images where row = 39")
 
 
+def view(index: Index) -> None:
+    """What would never end to be read."""
+    endless = "with recursive n(row) as (select 1 union all select row + 1 from n) select row, '' name from n"
+    with sqlite3.connect(index.folder / "images.sqlite") as names:
+        names.execute("drop table images")
+        names.execute(f"create view images as {endless}")
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -50,6 +58,7 @@ def drop(index: Index) -> None:
         (lambda index: (index.folder / "images.sqlite").write_bytes(b"no database" * 500), "not a database"),
         (lambda index: (index.folder / "images.sqlite").unlink(), "unable to open"),
         (drop, "hold"),
+        (view, "tables"),
     ],
 )
 def test_damage_is_named(index: Index, damage: Callable[[Index], object], words: str) -> None:

@@ -1,6 +1,7 @@
 """Which images are embedded, in which order, and what is read of them."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_lists_patterns_files_and_standard_input(folder: Path, tmp_path: Path, m
         "images/b/2.png",
     ]
     assert [entry.name for entry in find_source("images/a.png")] == ["images/a.png"]
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{folder / 'a.png'}\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(os.fsencode(folder / "a.png") + b"\n")))
     source = find_source("-")
     assert source.read(next(iter(source)), 8, "bilinear")[0].shape == (8, 8, 3)
     for missing in ("nothing", "images/*.gif"):

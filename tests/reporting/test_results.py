@@ -41,6 +41,7 @@ def test_what_no_run_writes_is_named(result: dict[str, Any], name: str, value: A
     [
         ("protocol__metrics__knn__k", 20, "knn.k"),
         ("protocol__metrics__knn__temperature", 0.2, "knn.temperature"),
+        ("protocol__metrics__knn__temperature", 1.1, "knn.temperature"),
         ("protocol__final", {"linear": {"_target_": "src.metrics.linear.Linear", "C": 1}}, "linear.C"),
         ("protocol__space", "pooled", "deciding space"),
         ("protocol__preset", "cifar10_paper", "preset"),

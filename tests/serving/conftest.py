@@ -50,10 +50,10 @@ def embedder(trained: Path) -> Embedder:
 
 
 @pytest.fixture(scope="session")
-def index(trained: Path, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Index:
+def index(cache: Path, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Index:
     """An index of digits as PNG files."""
     folder = tmp_path_factory.mktemp("serving")
-    write_digits(trained.parent / "cache" / "digits", folder / "pictures", COUNT)
+    write_digits(cache / "digits", folder / "pictures", COUNT)
     build(embedder, find_source(str(folder / "pictures")), folder / "index")
     return Index(folder / "index")
 
