@@ -81,6 +81,13 @@ DUPLICATES: Group = {
     "format": Literal["table", "csv", "jsonl"],
     "html": Text | None,
 }
+SERVE: Group = {
+    "index": Text,
+    "port": Annotated[int, Interval(ge=0, le=65535)],
+    "k": Annotated[int, Interval(ge=1, le=100)],
+    "run": Text | None,
+    "accelerator": Accelerator,
+}
 EXPORT: Group = {
     "run": Text,
     "format": Literal["onnx", "safetensors", "torch"],
