@@ -77,14 +77,14 @@ def report(what: str, seconds: Mapping[str, float]) -> None:
     print(f"| {what} | {_readable(mine)} | {'; '.join(cells)} |", flush=True)
 
 
-def heading(title: str) -> None:
-    """What is timed, when and on what, and the head of the table."""
+def heading(title: str, columns: tuple[str, str] = ("ours", "others (times as long as ours)")) -> None:
+    """What is measured, when and on what, and the head of the table."""
     settle()
     facts, versions = describe_hardware("cpu", 1), describe_versions()
     print(
         f"# {title}\n\n{datetime.date.today()}; {facts['cpu']}, {torch.get_num_threads()} threads of "
         f"{os.cpu_count()} cores; Python {versions['python']}, torch {versions['torch']}, torchvision "
-        f"{versions['torchvision']}; medians.\n\n| | ours | others (times as long as ours) |\n|---|---|---|",
+        f"{versions['torchvision']}; medians.\n\n| | {columns[0]} | {columns[1]} |\n|---|---|---|",
         flush=True,
     )
 

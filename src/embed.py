@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
     hardware.settle()
     embedder = load(config.run, config.checkpoint, config.space, config.accelerator, config.precision)
     out, start = Path(config.out).expanduser(), time.monotonic()
-    with showing(source.count()) as report:
+    with showing("images", source.count()) as report:
         counts = build(embedder, source, out, report)
     index = Index(out)
     for reason in index.left_out():

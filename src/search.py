@@ -84,21 +84,17 @@ def _print(found: "Iterable[Result]", format: str) -> "Iterator[Result]":
     for result in found:
         query = printable(result.query)
         if format == "table":
-            print(_line(query))
+            print(cli.on_one_line(query))
         for rank, hit in enumerate(result.hits, 1):
             path, index = printable(hit.index.path(hit.row)), printable(hit.index.folder)
             values = (query, rank, round(hit.similarity, 6), path, index, hit.row)
             if format == "table":
-                print(f"{rank:6}  {hit.similarity:7.4f}  {_line(path)}")
+                print(f"{rank:6}  {hit.similarity:7.4f}  {cli.on_one_line(path)}")
             elif format == "csv":
                 lines.writerow(values)
             else:
                 print(json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False))
         yield result
-
-
-def _line(name: str) -> str:
-    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def _drawn(result: "Result") -> "tuple[str, list[Picture]]":

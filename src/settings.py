@@ -9,7 +9,7 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 import yaml
-from annotated_types import Len
+from annotated_types import Interval, Len
 
 from src.hints import (
     Accelerator,
@@ -71,6 +71,22 @@ EMBED: Group = {
     "accelerator": Accelerator,
     "precision": Literal["auto", "32-true", "bf16-mixed"] | None,
     "format": Literal["npy", "safetensors", "parquet"],
+}
+DUPLICATES: Group = {
+    "index": Text,
+    "against": Text | None,
+    "threshold": Annotated[float, Interval(ge=-1, le=1)] | Literal["auto"],
+    "run": Text | None,
+    "accelerator": Accelerator,
+    "format": Literal["table", "csv", "jsonl"],
+    "html": Text | None,
+}
+SERVE: Group = {
+    "index": Text,
+    "port": Annotated[int, Interval(ge=0, le=65535)],
+    "k": Annotated[int, Interval(ge=1, le=100)],
+    "run": Text | None,
+    "accelerator": Accelerator,
 }
 EXPORT: Group = {
     "run": Text,

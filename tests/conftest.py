@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -141,9 +143,16 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of pytest-xdist have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def cache(shared_folder: Path) -> Path:
     """One cache of stores for all the tests that run the entry points."""
-    return tmp_path_factory.mktemp("cache")
+    return shared_folder / "cache"
 
 
 def _become(module: str, arguments: tuple[str, ...], environment: dict[str, str], output: str, errors: str) -> None:
@@ -165,31 +174,15 @@ def forkserver() -> Any:
     return context
 
 
-@pytest.fixture
-def run(cache: Path, tmp_path: Path, forkserver: Any) -> Run:
-    """Call `python -m MODULE ARGUMENTS` in the checkout, without W&B credentials of the machine's."""
-    return caller(cache, tmp_path, forkserver)
-
-
 @pytest.fixture(scope="session")
-def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory, forkserver: Any) -> Path:
-    """The folder of a run: one epoch of few digits, in float32, so that no neighbour changes places."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    options = ("dataset.limit=300", "protocol.metrics.knn.k=20", "trainer.max_epochs=1", "trainer.precision=32-true")
-    quiet = ("callbacks.pictures=null", "logger=none", f"run_dir={folder}")
-    done = caller(cache, folder.parent, forkserver)("src.train", *options, *quiet)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-def caller(cache: Path, home: Path, forkserver: Any) -> Run:
-    """What `run` is, with the stores in `cache` and at home in `home`."""
+def command(forkserver: Any) -> Run:
+    """Call `python -m MODULE ARGUMENTS` in the checkout, with these variables besides the environment's."""
 
     def call(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
-        env = inherited | {"ISIF_CACHE": str(cache), "HOME": str(home), "COLUMNS": "200"} | environment
         with tempfile.TemporaryDirectory() as place:
             said = [Path(place) / name for name in ("output", "errors")]
+            env = inherited | {"COLUMNS": "200"} | environment
             process = forkserver.Process(target=_become, args=(module, arguments, env, *map(str, said)))
             process.start()
             process.join(600)
@@ -199,3 +192,36 @@ def caller(cache: Path, home: Path, forkserver: Any) -> Run:
             return subprocess.CompletedProcess([module, *arguments], process.exitcode, *(p.read_text() for p in said))
 
     return call
+
+
+@pytest.fixture
+def run(cache: Path, tmp_path: Path, command: Run) -> Run:
+    """The same without W&B credentials of the machine's, and with a cache of the tests'."""
+
+    def call(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return command(module, *arguments, **{"ISIF_CACHE": str(cache), "HOME": str(tmp_path)} | environment)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trained(shared_folder: Path, cache: Path, command: Run) -> Path:
+    """The folder of a run, made once: an epoch of few digits, in float32, so that no neighbour changes places."""
+    folder = shared_folder / "trained"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "results.json").exists():
+            few = ["backbone=resnet18_slim", "dataset.limit=300", "protocol.metrics.knn.k=20", "trainer.max_epochs=1"]
+            quiet = ["trainer.precision=32-true", "trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null"]
+            done = command("src.train", *few, *quiet, f"run_dir={folder}", ISIF_CACHE=str(cache), HOME=str(folder))
+            assert done.returncode == 0, done.stderr
+    return folder
+
+
+def write_digits(store: Path, folder: Path, count: int) -> list[Path]:
+    """The first test images of a store as PNG files, which hold the same pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, image in enumerate(np.load(store / "test_images.npy", mmap_mode="r")[:count]):
+        paths.append(folder / f"{number:04}.png")
+        Image.fromarray(np.array(image)).save(paths[-1])
+    return paths

@@ -57,15 +57,15 @@ def _needs_the_extra() -> None:
         pytest.importorskip(package, reason="the extra export is not installed")
 
 
-def test_onnx_scores_as_the_run_did_without_torch(run: Run, tmp_path: Path, cache: Path, finished: Path) -> None:
+def test_onnx_scores_as_the_run_did_without_torch(run: Run, tmp_path: Path, cache: Path, trained: Path) -> None:
     out = tmp_path / "out"
-    done = run("src.export", f"run={finished}", "int8=true", f"out={out}")
+    done = run("src.export", f"run={trained}", "int8=true", f"out={out}")
     assert done.returncode == 0, done.stderr
     first, full, small, last = done.stdout.splitlines()
     assert sorted(path.name for path in out.iterdir()) == ["model.int8.onnx", "model.onnx", "preprocessing.json"]
     assert last == str(out)
     assert " from the run's vectors, of 360 images" in first
-    written = json.loads((finished / "results.json").read_text())
+    written = json.loads((trained / "results.json").read_text())
     top1 = written["last"]["knn/top1"]
     assert full.split()[:5] == ["model.onnx", *first.split()[1:2], "MiB", "knn/top1", f"{top1:.2f}"]
     name, size, _, _, score, speed, _ = small.split()
@@ -74,7 +74,7 @@ def test_onnx_scores_as_the_run_did_without_torch(run: Run, tmp_path: Path, cach
     assert float(score) == pytest.approx(top1, abs=5)
     assert float(speed) > 0
 
-    config = runs.load_config(finished)
+    config = runs.load_config(trained)
     datamodule = instantiate(config.dataset, _partial_=True, cache_dir=str(cache))(augmentation=None)
     datamodule.setup()
     train, test = (datamodule.store.splits[split] for split in ("train", "test"))
@@ -99,16 +99,16 @@ def test_onnx_scores_as_the_run_did_without_torch(run: Run, tmp_path: Path, cach
     found = np.load(tmp_path / "found.npz")
     assert float(found["top1"]) == pytest.approx(top1, abs=0.1)
     assert top1 != pytest.approx(written["untrained"]["knn/top1"], abs=0.2), "another network scores otherwise"
-    expected = load(finished, accelerator="cpu", precision="32-true")(files)
+    expected = load(trained, accelerator="cpu", precision="32-true")(files)
     np.testing.assert_allclose(found["files"], expected, atol=1e-4)
     assert np.abs(expected[0] - expected[1]).max() > 1e-3
 
 
-def test_torch_of_the_pooled_features_into_the_run(run: Run, tmp_path: Path, finished: Path) -> None:
+def test_torch_of_the_pooled_features_into_the_run(run: Run, tmp_path: Path, trained: Path) -> None:
     """By default it goes into the run's folder; from a folder without the dataset it is checked on random pixels."""
     import torch
 
-    copy = shutil.copytree(finished, tmp_path / "copy")
+    copy = shutil.copytree(trained, tmp_path / "copy")
     done = run("src.export", f"run={copy}", "format=torch", "space=pooled", ISIF_CACHE=str(tmp_path / "none"))
     assert done.returncode == 0, done.stderr
     assert f"checked on random pixels: the images of dataset=digits are not at hand (no store {tmp_path}" in done.stdout
@@ -127,28 +127,28 @@ def test_torch_of_the_pooled_features_into_the_run(run: Run, tmp_path: Path, fin
     assert f"error: out={copy / 'exported' / 'torch'} is there already and not empty" in again.stderr
 
 
-def test_an_exported_run_is_a_run(run: Run, tmp_path: Path, finished: Path) -> None:
-    done = run("src.export", f"run={finished / 'checkpoints' / 'best.ckpt'}", "format=safetensors", f"out={tmp_path}/a")
+def test_an_exported_run_is_a_run(run: Run, tmp_path: Path, trained: Path) -> None:
+    done = run("src.export", f"run={trained / 'checkpoints' / 'best.ckpt'}", "format=safetensors", f"out={tmp_path}/a")
     assert done.returncode == 0, done.stderr
     assert "best checkpoint, epoch 1" in (tmp_path / "a" / "README.md").read_text()
     done = run("src.export", f"run={tmp_path}/a", f"out={tmp_path}/b")
     assert done.returncode == 0, done.stderr
     said = json.loads((tmp_path / "b" / "preprocessing.json").read_text())
-    assert said["fingerprint"] == load(finished, "best").fingerprint
+    assert said["fingerprint"] == load(trained, "best").fingerprint
 
 
-def test_mistakes_are_told_in_one_line(run: Run, tmp_path: Path, finished: Path) -> None:
-    far = shutil.copytree(finished, tmp_path / "far")
+def test_mistakes_are_told_in_one_line(run: Run, tmp_path: Path, trained: Path) -> None:
+    far = shutil.copytree(trained, tmp_path / "far")
     config = yaml.safe_load((far / "config.yaml").read_text())
     config["dataset"]["name"] = "elsewhere"
     (far / "config.yaml").write_text(yaml.safe_dump(config))
     for options, message in (
         (["run=nowhere"], "run=nowhere: no run is there"),
         ([], "run is missing"),
-        ([f"run={finished}", "format=tflite"], "format=tflite: must be onnx, safetensors or torch"),
-        ([f"run={finished}", "push=me"], "push=me: must be USER/NAME, a model on the Hugging Face hub or null"),
-        ([f"run={finished}", "push=a/b"], "push=a/b uploads"),
-        ([f"run={finished}", f"out={finished}"], f"out={finished} is there already and not empty"),
+        ([f"run={trained}", "format=tflite"], "format=tflite: must be onnx, safetensors or torch"),
+        ([f"run={trained}", "push=me"], "push=me: must be USER/NAME, a model on the Hugging Face hub or null"),
+        ([f"run={trained}", "push=a/b"], "push=a/b uploads"),
+        ([f"run={trained}", f"out={trained}"], f"out={trained} is there already and not empty"),
         ([f"run={far}", "int8=true"], "int8=true is measured on the test set, but the images of dataset=elsewhere are"),
     ):
         done = run("src.export", *options)

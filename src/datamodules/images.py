@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 from rich.progress import track
@@ -39,11 +39,14 @@ def read_rgb(path: Path, size: int, resample: str) -> np.ndarray:
     return to_square(open_rgb(path, printable(path)), size, resample)
 
 
-def open_rgb(source: Path | BinaryIO, name: str) -> Image.Image:
+def open_rgb(source: Path | BinaryIO, name: str, most: int | None = None) -> Image.Image:
     """An image file, opened or not, as uint8 RGB.
 
     Turned as its EXIF orientation says; of an animation the first frame; transparency on white; grey of 12 or 16 bits
     scaled to 8; CMYK, LAB and palettes converted.
+
+    Args:
+        most: pixels that it may have, which is looked at before any is decoded; None: as many as Pillow dares.
 
     Raises:
         OSError: the file is broken, no image of these formats, or its pixels have no known range; the message has its
@@ -51,7 +54,11 @@ def open_rgb(source: Path | BinaryIO, name: str) -> Image.Image:
     """
     try:
         with Image.open(source, formats=FORMATS) as file:
+            if most is not None and file.width * file.height > most:
+                raise ValueError(f"it has {file.width}x{file.height} pixels, more than {most:,}")
             return to_rgb(file)
+    except UnidentifiedImageError as error:
+        raise OSError(f"{name} can't be decoded: it is no image of the kinds {', '.join(FORMATS)}") from error
     except Exception as error:  # from a stranger's bytes Pillow's decoders may raise anything
         raise OSError(f"{name} can't be decoded: {str(error) or type(error).__name__}") from error
 

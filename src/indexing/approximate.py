@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 
 from src.indexing.index import VECTORS, Index
+from src.indexing.progress import showing
 from src.indexing.searching import Queries, Result, merge
 from src.vectors.neighbors import search
 
@@ -105,7 +105,8 @@ def _compress(faiss: Any, vectors: NDArray[np.float32], name: str) -> Any:
     rows = np.random.default_rng(0).choice(len(vectors), min(len(vectors), PER_LIST * count), replace=False)
     rows.sort()
     lists.train(vectors[rows])
-    starts = range(0, len(vectors), BLOCK)
-    for start in track(starts, description=f"compressing {name}", transient=True):
-        lists.add(np.ascontiguousarray(vectors[start : start + BLOCK]))
+    with showing(f"compressing {name}", len(vectors)) as report:
+        for start in range(0, len(vectors), BLOCK):
+            lists.add(np.ascontiguousarray(vectors[start : start + BLOCK]))
+            report(min(start + BLOCK, len(vectors)))
     return lists

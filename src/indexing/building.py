@@ -39,7 +39,7 @@ class Counts:
 
 
 def build(
-    embedder: Embedder, source: Source, folder: Path, report: Callable[[Counts], object] = lambda counts: None
+    embedder: Embedder, source: Source, folder: Path, report: Callable[[int], object] = lambda done: None
 ) -> Counts:
     """Make `folder` the index of the source's images, embedding those that an index there does not have already.
 
@@ -47,7 +47,7 @@ def build(
     images and the names in one folder of them, however many there are.
 
     Args:
-        report: is told after each group.
+        report: is told after each group how many images are done.
 
     Raises:
         FileExistsError: the folder holds something else, or another process is building it.
@@ -106,7 +106,7 @@ def _open_old(folder: Path, meta: dict[str, Any]) -> Index | None:
 
 
 def _write(
-    embedder: Embedder, source: Source, old: Index | None, writer: "Writer", report: Callable[[Counts], object]
+    embedder: Embedder, source: Source, old: Index | None, writer: "Writer", report: Callable[[int], object]
 ) -> Counts:
     counts = Counts()
 
@@ -129,7 +129,7 @@ def _write(
             while ahead:
                 images, vectors, left_out = _embed(embedder, old, ahead.popleft(), counts)
                 writer.append(images, vectors, left_out)
-                report(counts)
+                report(writer.rows + writer.left_out)
                 ahead.extend(islice(groups, 1))
         finally:
             pool.shutdown(cancel_futures=True)
@@ -265,10 +265,9 @@ class Writer:
         os.fsync(self.vectors.fileno())
         try:
             for table in ("images", "left_out"):
-                self.names.execute(f"create index {table}_by_name on {table} (name)")
-            self.names.execute("create index images_by_hash on images (hash)")
+                self.names.execute(f"create index if not exists {table}_by_name on {table} (name)")
+            self.names.execute("create index if not exists images_by_hash on images (hash)")
             self.names.commit()
-            self.names.execute("vacuum")  # the same bytes, however often it was cut off
         except sqlite3.Error as error:
             raise OSError(f"{self.folder / NAMES} can't be written: {error}") from error
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -294,8 +293,6 @@ class Writer:
         with self.names:
             self.names.execute("delete from images where row >= ?", (rows,))
             self.names.execute("delete from left_out where rowid > ?", (left_out,))
-            for index in ("images_by_name", "left_out_by_name", "images_by_hash"):  # of a finish that was cut off
-                self.names.execute(f"drop index if exists {index}")
         self.rows, self.left_out = rows, left_out
         self.vectors.truncate(self.header + rows * self.row)
 

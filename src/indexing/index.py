@@ -62,7 +62,12 @@ class Index:
         try:
             self.meta = _read_meta(folder / META)
             self.vectors: NDArray[np.float32] = np.load(folder / VECTORS, mmap_mode="c")
-            self.names = sqlite3.connect(f"{(folder / NAMES).absolute().as_uri()}?mode=ro", uri=True)
+            names = f"{(folder / NAMES).absolute().as_uri()}?mode=ro"
+            self.names = sqlite3.connect(names, uri=True, check_same_thread=False)  # SQLite has threads take turns
+            self.names.execute("pragma trusted_schema = off")  # it may be a stranger's
+            tables = self.names.execute("select name from sqlite_master where type = 'table'").fetchall()
+            if not {("images",), ("left_out",)} <= {*tables}:
+                raise ValueError(f"{NAMES} has not the tables images and left_out")
             rows = self.names.execute("select max(row) + 1 from images").fetchone()[0] or 0
             found = (self.vectors.dtype, self.vectors.shape, rows)
             wanted = (np.float32, (self.meta["count"], self.meta["dim"]), self.meta["count"])

@@ -1,25 +1,23 @@
-"""How far the embedding is, for who waits."""
+"""How far long work is, on standard error, for who waits at a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich import get_console
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from src.indexing.building import Counts
 
 
 @contextmanager
-def showing(total: int | None) -> Iterator[Callable[[Counts], None]]:
-    """A bar with images per second, on a terminal; what it gives is to be told of each step."""
+def showing(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar of `what` is done of `total` (None: nobody knows), and how many a second; tell it how many are."""
+    console = Console(stderr=True)
     speed = TextColumn("{task.fields[speed]}")
-    columns = (BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not get_console().is_terminal) as progress:
-        task = progress.add_task("", total=total, speed="")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total, speed="")
 
-        def report(counts: Counts) -> None:
-            done = counts.embedded + counts.known + counts.left_out
+        def report(done: int) -> None:
             elapsed = progress.tasks[0].elapsed or 1e-9
-            progress.update(task, completed=done, speed=f"{counts.embedded / elapsed:.0f} images/s")
+            progress.update(task, completed=done, speed=f"{done / elapsed:.0f}/s")
 
         yield report

@@ -3,10 +3,11 @@
 import glob
 import hashlib
 import io
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,8 +131,7 @@ def find_source(images: str) -> Source:
     """
     here = Path.cwd()
     if images == "-":
-        lines = [line.rstrip("\n") for line in sys.stdin if line.strip()]
-        return Files("standard input", here, lambda: lines)
+        return Files("standard input", here, lambda: _lines(sys.stdin.buffer), countable=False)
     path = Path(images).expanduser()
     if (path / "test_images.npy").is_file():
         return Rows(path.resolve())
@@ -140,7 +140,7 @@ def find_source(images: str) -> Source:
         return Files(f"the folder {printable(root)}", root, lambda: map(_relative_to(root), walk_images(root)))
     if path.suffix == ".txt" and path.is_file():
         listed = f"the list {printable(path.resolve())}"
-        return Files(listed, here, lambda: _lines(path))
+        return Files(listed, here, lambda: _lines(path.open("rb")))
     if path.is_file():
         return Files(f"the file {printable(path.resolve())}", here, lambda: [str(path)])
     if glob.has_magic(str(path)):
@@ -160,9 +160,9 @@ def _relative_to(root: Path) -> Callable[[Path], str]:
     return lambda path: str(path.relative_to(root))
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with path.open(errors="surrogateescape") as lines:
-        yield from (line.rstrip("\n") for line in lines if line.strip())
+def _lines(file: BinaryIO) -> Iterator[str]:
+    with file:
+        yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in file if line.strip())
 
 
 def digest(content: bytes) -> str:

@@ -40,7 +40,7 @@ def run(main: Callable[[], object], overrides: bool = True) -> None:
         telling_mistakes(main)()
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so at its end
+        _let_go()
 
 
 def telling_mistakes(function: Callable[P, R]) -> Callable[P, R]:
@@ -51,13 +51,19 @@ def telling_mistakes(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except BrokenPipeError:
-            raise
+            _let_go()
+            sys.exit()
         except Exception as error:
             if SHOWN or not (isinstance(error, MISTAKES) or _is_out_of_memory(error)):
                 raise
             sys.exit(f"error: {explain(error)}")
 
     return call
+
+
+def _let_go() -> None:
+    """Of an output that nobody reads any more, or Python says so at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def settled(config: DictConfig) -> dict[str, Any]:
@@ -72,8 +78,12 @@ def settled(config: DictConfig) -> dict[str, Any]:
 
 def explain(error: BaseException) -> str:
     """The one line that a user can act on, without a character that is none."""
-    line = _explain(error)
-    return line if line.isprintable() else ascii(line)[1:-1]
+    return on_one_line(_explain(error))
+
+
+def on_one_line(text: str) -> str:
+    """A text with its line breaks and the like written out."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _explain(error: BaseException) -> str:

@@ -109,9 +109,9 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_method_is_told_of_a_network_that_was_trained_before(cache: Path, finished: Path, begun: bool) -> None:
+def test_a_method_is_told_of_a_network_that_was_trained_before(cache: Path, trained: Path, begun: bool) -> None:
     few = ["dataset.limit=300", "protocol.metrics.knn.k=20", f"cache_dir={cache}"]
-    weights = [f"backbone.weights={finished}"] if begun else []
+    weights = [f"backbone.weights={trained}"] if begun else []
     config = OmegaConf.create(plain("method=mom", *few, *weights))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -119,21 +119,21 @@ def test_a_method_is_told_of_a_network_that_was_trained_before(cache: Path, fini
     assert any("was not trained before" in str(warning.message) for warning in caught) != begun
 
 
-def test_a_run_from_before_there_were_weights(tmp_path: Path, finished: Path) -> None:
-    old = shutil.copytree(finished, tmp_path / "old")
+def test_a_run_from_before_there_were_weights(tmp_path: Path, trained: Path) -> None:
+    old = shutil.copytree(trained, tmp_path / "old")
     config: dict[str, Any] = yaml.safe_load((old / "config.yaml").read_text())
     del config["backbone"]["weights"]
     (old / "config.yaml").write_text(yaml.safe_dump(config))
-    assert load(old).fingerprint == load(finished).fingerprint
+    assert load(old).fingerprint == load(trained).fingerprint
     (old / "results.json").unlink()
-    runs.begin(old, runs.load_config(finished))  # it goes on with what conf/ says today
+    runs.begin(old, runs.load_config(trained))  # it goes on with what conf/ says today
     network = instantiate(runs.load_config(old).backbone)
     assert network.num_features == 128
 
 
-def test_a_run_on_top_of_another_and_without_it(run: Run, tmp_path: Path, finished: Path) -> None:
+def test_a_run_on_top_of_another_and_without_it(run: Run, tmp_path: Path, trained: Path) -> None:
     """It starts from the features the other ended with and a new head; later nothing needs the other."""
-    before = shutil.copytree(finished, tmp_path / "before")
+    before = shutil.copytree(trained, tmp_path / "before")
     ended = json.loads((before / "results.json").read_text())
     options = [
         *("method=simclr", f"backbone.weights={before}", "dataset.limit=300", "protocol.metrics.knn.k=20"),

@@ -84,8 +84,8 @@ def test_a_network_without_a_graph_is_told() -> None:
         trace(encoder)
 
 
-def test_another_network_is_refused(tmp_path: Path, finished: Path) -> None:
-    embedder = load(finished, accelerator="cpu", precision="32-true")
+def test_another_network_is_refused(tmp_path: Path, trained: Path) -> None:
+    embedder = load(trained, accelerator="cpu", precision="32-true")
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     assert check(embedder.encode, embedder, images) == 0
     write(embedder.encoder, tmp_path / "model.onnx")
@@ -98,8 +98,8 @@ def test_another_network_is_refused(tmp_path: Path, finished: Path) -> None:
         check(lambda part: np.full((len(part), 128), np.nan, np.float32), embedder, images)
 
 
-def test_what_is_done_to_images_beforehand(finished: Path) -> None:
-    embedder = load(finished, accelerator="cpu")
+def test_what_is_done_to_images_beforehand(trained: Path) -> None:
+    embedder = load(trained, accelerator="cpu")
     embedder.side = 47  # as a dataset of larger images keeps them
     described = json.loads(json.dumps(describe(embedder)))
     assert described["steps"][-1] == {"do": "crop", "top": 8, "left": 8, "height": 32, "width": 32}

@@ -23,32 +23,32 @@ from tests.conftest import Run
 
 
 @pytest.fixture(scope="module")
-def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("folder")
-    write(load(finished), runs.load_config(finished), read_scores(finished, "last"), out)
+    write(load(trained), runs.load_config(trained), read_scores(trained, "last"), out)
     return out
 
 
-def test_it_opens_to_the_same_network(finished: Path, folder: Path) -> None:
+def test_it_opens_to_the_same_network(trained: Path, folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         *("README.md", "config.json", "config.yaml", "model.safetensors")
     ]
-    ours, theirs = (load(place, accelerator="cpu") for place in (finished, folder))
+    ours, theirs = (load(place, accelerator="cpu") for place in (trained, folder))
     state = ours.encoder.state_dict()
     for name, weight in theirs.encoder.state_dict().items():
         assert torch.equal(weight, state[name]), name
     assert ours.fingerprint == theirs.fingerprint
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     np.testing.assert_array_equal(ours.encode(images), theirs.encode(images))
-    pooled = [load(place, space="pooled", accelerator="cpu").encode(images) for place in (finished, folder)]
+    pooled = [load(place, space="pooled", accelerator="cpu").encode(images) for place in (trained, folder)]
     np.testing.assert_array_equal(pooled[0], pooled[1])
 
 
-def test_no_place_of_the_machine_is_told(finished: Path, folder: Path) -> None:
+def test_no_place_of_the_machine_is_told(trained: Path, folder: Path) -> None:
     for path in folder.iterdir():
-        assert str(finished.parent).encode() not in path.read_bytes(), path.name
+        assert str(trained.parent).encode() not in path.read_bytes(), path.name
     config = OmegaConf.to_container(runs.load_config(folder))
-    before = OmegaConf.to_container(runs.load_config(finished))
+    before = OmegaConf.to_container(runs.load_config(trained))
     assert isinstance(config, dict)
     assert isinstance(before, dict)
     assert config["dataset"]["cache_dir"] == config["run_dir"] == "PATH"
@@ -63,19 +63,19 @@ def test_what_is_private() -> None:
     assert public({"a": [private, {"b": known}]}) == {"a": [["PATH"] * len(private), {"b": known}]}
 
 
-def test_the_hub_reads_the_card(finished: Path, folder: Path) -> None:
+def test_the_hub_reads_the_card(trained: Path, folder: Path) -> None:
     hub = pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
     data = hub.ModelCard.load(folder / "README.md").data
     assert {"unsupervised", "invariant_spreading", "resnet18_slim", "digits"} <= {*data.tags}
     assert data.metrics == ["knn/top1"]
-    last = json.loads((finished / "results.json").read_text())["last"]
+    last = json.loads((trained / "results.json").read_text())["last"]
     told = {result.metric_type: result.metric_value for result in data.eval_results}
     assert {"knn/top1", "pooled/knn/top1", "linear/svm"} <= told.keys()
     assert all(last[name] == value for name, value in told.items())
 
 
-def test_every_number_of_the_card_is_the_runs(finished: Path, folder: Path) -> None:
-    results = json.loads((finished / "results.json").read_text())
+def test_every_number_of_the_card_is_the_runs(trained: Path, folder: Path) -> None:
+    results = json.loads((trained / "results.json").read_text())
     text = (folder / "README.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     scores = {name: cells for name, *cells in rows if name in results["last"]}
@@ -94,12 +94,12 @@ def test_every_number_of_the_card_is_the_runs(finished: Path, folder: Path) -> N
     assert f"Best epoch: epoch {best}, chosen on the test images. Last epoch: {results['last']['epoch']}." in text
 
 
-def test_a_card_is_what_a_strangers_run_says_and_no_more(finished: Path, tmp_path: Path) -> None:
+def test_a_card_is_what_a_strangers_run_says_and_no_more(trained: Path, tmp_path: Path) -> None:
     """Names in it can't end a cell or begin a tag or a second head."""
-    results = read_scores(finished, "last")
+    results = read_scores(trained, "last")
     results["hardware"] = results["hardware"] | {"gpu": "a | b\n---\n<script>"}
     results["choices"] = results["choices"] | {"method": "m\n---\n# x: ["}
-    write(load(finished), runs.load_config(finished), results, tmp_path)
+    write(load(trained), runs.load_config(trained), results, tmp_path)
     text = (tmp_path / "README.md").read_text()
     head, body = text.removeprefix("---\n").split("\n---\n", 1)
     assert yaml.safe_load(head)["tags"][3] == "m\n---\n# x: ["
@@ -108,8 +108,8 @@ def test_a_card_is_what_a_strangers_run_says_and_no_more(finished: Path, tmp_pat
     assert "\n# x" not in body
 
 
-def test_a_run_that_is_not_finished_has_no_card(finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished, tmp_path / "run")
+def test_a_run_that_is_not_finished_has_no_card(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
     with pytest.raises(ValueError, match="no scores of its checkpoint previous"):
         read_scores(tmp_path / "run", "previous")
     (tmp_path / "run" / "results.json").unlink()
@@ -153,10 +153,10 @@ def hub() -> Iterator[tuple[str, list[tuple[str, str | None, bytes]]]]:
         http.shutdown()
 
 
-def test_it_is_uploaded_as_it_was_written(run: Run, tmp_path: Path, finished: Path, hub: Any) -> None:
+def test_it_is_uploaded_as_it_was_written(run: Run, tmp_path: Path, trained: Path, hub: Any) -> None:
     pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
     address, told = hub
-    options = [f"run={finished}", "format=safetensors", f"out={tmp_path / 'out'}", "push=somebody/net"]
+    options = [f"run={trained}", "format=safetensors", f"out={tmp_path / 'out'}", "push=somebody/net"]
     done = run("src.export", *options, HF_ENDPOINT=address, HF_TOKEN="hf_new")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{address}/somebody/net", str(tmp_path / "out")]
@@ -171,9 +171,9 @@ def test_it_is_uploaded_as_it_was_written(run: Run, tmp_path: Path, finished: Pa
     }
 
 
-def test_without_a_login_nothing_is_begun(run: Run, tmp_path: Path, finished: Path, hub: Any) -> None:
+def test_without_a_login_nothing_is_begun(run: Run, tmp_path: Path, trained: Path, hub: Any) -> None:
     pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
-    options = [f"run={finished}", "format=safetensors", f"out={tmp_path / 'out'}", "push=somebody/net"]
+    options = [f"run={trained}", "format=safetensors", f"out={tmp_path / 'out'}", "push=somebody/net"]
     for environment, message in (
         ({"HF_ENDPOINT": hub[0]}, "nobody is logged in at the hub: run `hf auth login`, or set HF_TOKEN"),
         ({"HF_ENDPOINT": hub[0], "HF_TOKEN": "hf_old"}, "the hub refuses the login ("),

@@ -5,6 +5,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from src.vectors import neighbors
 from src.vectors.neighbors import nearest_neighbors
 
 
@@ -79,3 +80,25 @@ def test_float32_on_a_cpu(points: Tensor, rows: int, k: int) -> None:
     exact = points[:40] @ points[:rows].T
     torch.testing.assert_close(similarity.double(), exact.topk(k).values, rtol=0, atol=1e-6)
     torch.testing.assert_close(exact.gather(1, found), similarity.double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3, 30])
+def test_a_search_by_blocks_finds_the_same(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "QUERIES", 7)
+    generator = torch.Generator().manual_seed(0)
+    gallery = normalize(torch.randn(101, 3, generator=generator), dim=1)
+    gallery[50:60] = gallery[10]  # equals, in several blocks
+    query = torch.cat([gallery[10:11], normalize(torch.randn(count - 1, 3, generator=generator), dim=1)])
+    exact = query.double() @ gallery.double().T
+    for rows in (4, 33, 1000):
+        values, found = neighbors.search(query, gallery, 12, rows=rows)
+        assert torch.allclose(values.double(), exact.sort(dim=1, descending=True).values[:, :12], atol=1e-6)
+        assert torch.allclose(exact.gather(1, found), values.double(), atol=1e-6)
+        assert found[0, :11].tolist() == [10, *range(50, 60)]
+    own = torch.arange(count) * 3
+    values, found = neighbors.search(gallery[own], gallery, 5, own, rows=9)
+    expected = nearest_neighbors(gallery[own], gallery, 5, own)
+    assert torch.allclose(values, expected[0], atol=1e-6)
+    assert not (found == own[:, None]).any()
+    with pytest.raises(ValueError, match=r"k=102 .* choose 1 to 101"):
+        neighbors.search(query, gallery, 102)
