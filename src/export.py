@@ -66,7 +66,7 @@ def export_graph(config: DictConfig, saved: DictConfig, folder: Path, which: Any
         write_atomically(partial / "preprocessing.json", json.dumps(graphs.describe(embedder), indent=1))
         if config.int8 and datamodule:
             small = partial / "model.int8.onnx"
-            quantising.quantise(path, small)
+            quantising.quantise(path, small, embedder.encoder)
             encoders = {path.name: encode, small.name: graphs.open_graph(small)}
             for name, found in quantising.measure(encoders, saved, datamodule, embedder.batch_size).items():
                 size = _mebibytes(partial / name)

@@ -206,7 +206,7 @@ def run(cache: Path, tmp_path: Path, command: Run) -> Run:
 
 @pytest.fixture(scope="session")
 def trained(shared_folder: Path, cache: Path, command: Run) -> Path:
-    """The folder of a run, made once for all: an epoch of few digits, in float32, that no neighbour changes places."""
+    """The folder of a run, made once: an epoch of few digits, in float32, so that no neighbour changes places."""
     folder = shared_folder / "trained"
     with FileLock(f"{folder}.lock"):
         if not (folder / "results.json").exists():

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from src.datamodules.base import StoreDataModule
+from src.embedder import Encoder
 from src.exporting.graphs import Encode, quiet
 from src.exporting.images import batches
 
@@ -22,16 +23,20 @@ class Measured(NamedTuple):
     speed: float
 
 
-def quantise(path: Path, to: Path) -> None:
-    """Write the ONNX file `path` with the weights of its layers in 8 bits; activations follow when it runs.
+def quantise(path: Path, to: Path, encoder: Encoder) -> None:
+    """Write the ONNX file `path` of `encoder` with its layers' weights in 8 bits; activations follow when it runs.
 
     Dynamic quantisation: each activation's range is that of the batch, so no calibration is needed, and no vector is
-    independent of the images beside it.
+    independent of the images beside it. What multiplies by a constant, which no training has fitted to such a range,
+    stays as it is: the sums of squares of Inception's normalisation would lose most of their digits.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    constants = {name for name, _ in encoder.named_buffers()}
+    left = [node.name for node in onnx.load(path).graph.node if constants.intersection(node.input)]
     with quiet():  # unsigned weights, since onnxruntime's convolutions of integers take no signed ones
-        quantize_dynamic(path, to, weight_type=QuantType.QUInt8)
+        quantize_dynamic(path, to, weight_type=QuantType.QUInt8, nodes_to_exclude=left)
 
 
 def measure(
