@@ -29,10 +29,12 @@ def main(config: DictConfig) -> None:
     with listen(config.port) as socket:
         from src.indexing.index import Index
         from src.indexing.searching import load_network
+        from src.running.hardware import return_memory
         from src.serving.app import create
         from src.serving.guard import HOST
         from src.serving.searcher import Searcher
 
+        return_memory()
         index, port = Index(Path(config.index).expanduser()), socket.getsockname()[1]
         searcher = Searcher(index, load_network(index, config.run, config.accelerator))
         server = Server(create(searcher, port, config.k))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy")
 
 
@@ -78,16 +78,21 @@ def settle() -> None:
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # its sampler is
     warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    _keep_freed_memory()
+    # glibc returns large blocks to the system at once, and the next step's page faults then take 7% of its time.
+    _tune_malloc(M_MMAP_MAX, 0)
+    _tune_malloc(M_TRIM_THRESHOLD, -1)
     # Deterministic mode would also fill every fresh tensor, to expose code that reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _keep_freed_memory() -> None:
-    # glibc returns large blocks to the system at once, and the next step's page faults then take 7% of its time.
+def return_memory() -> None:
+    """Let go of large blocks when they are freed, for a process that is mostly idle: glibc learns to keep them."""
+    _tune_malloc(M_MMAP_THRESHOLD, 2**22)
+
+
+def _tune_malloc(parameter: int, value: int) -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # musl has none
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
+        libc.mallopt(parameter, value)
 
 
 def describe_hardware(accelerator: str, devices: int | str | Sequence[int], nodes: int = 1) -> dict[str, str | int]:

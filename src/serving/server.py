@@ -44,6 +44,7 @@ class Server(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            timeout_keep_alive=SILENCE,
             timeout_graceful_shutdown=1,
         )
         super().__init__(config)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.datamodules.images import decode_split, find_images, read_rgb
+from src.datamodules.images import decode_split, find_images, open_rgb, read_rgb
 from tests.conftest import ROOT
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -284,6 +284,15 @@ def test_large_images_are_read_in_silence_and_larger_ones_named(tmp_path: Path) 
     result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
     assert result.stderr == ""
     assert "bomb.png can't be decoded: Image size (225 pixels) exceeds limit of 200" in result.stdout
+
+
+def test_pixels_are_counted_before_any_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "cut.png"
+    Image.new("L", (40, 30)).save(path)
+    assert open_rgb(path, "it", 1200).size == (40, 30)
+    path.write_bytes(path.read_bytes()[:45])  # the size is there, and no pixel
+    with pytest.raises(OSError, match="it can't be decoded: it has 40x30 pixels, more than 1,199"):
+        open_rgb(path, "it", 1199)
 
 
 def test_images_are_found_in_order_and_through_links(tmp_path: Path) -> None:

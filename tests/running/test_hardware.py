@@ -1,10 +1,14 @@
+import ctypes
 import os
 import platform
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from src.running.hardware import count_ranks, describe_hardware, describe_versions, select_accelerator, select_precision
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -67,3 +71,33 @@ def test_what_a_result_records() -> None:
     versions = describe_versions()
     assert versions["torch"] == torch.__version__.split("+")[0]
     assert versions["python"] == platform.python_version()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="only glibc is tuned")
+def test_memory_is_returned_by_who_lives_long() -> None:
+    script = """
+import sys
+from pathlib import Path
+import numpy as np
+from src.running import hardware
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+def kept():
+    before, blocks = resident(), []
+    for _ in range(20):
+        blocks.append((np.ones(2**21), bytearray(1000)))  # 16 MiB, and a little that lives on
+    last = [little for _, little in blocks]
+    del blocks
+    return (resident() - before) // 2**20, last
+
+first = kept()
+print(kept()[0])
+hardware.return_memory()
+print(kept()[0])
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 200  # MiB that glibc has learned to keep
+    assert after < 20

@@ -77,6 +77,7 @@ def test_much_that_is_not_the_picture_costs_nothing(ask: Client) -> None:
     assert ask("POST", "/search", with_text(b"tEXt", b"a\0" + bytes(2**16), 100)).status == 200
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_any_bytes_end_well(ask: Client, index: Index) -> None:
     numbers = random.Random(0)
     seen = set()
