@@ -8,7 +8,6 @@ from torch.nn import functional
 
 BLOCK = 2**24  # similarities that a CPU holds at once, 64 MiB
 ROWS, QUERIES = 2**16, 2**10  # of a search compared at once, 256 MiB of similarities
-FEW = 4  # queries that are compared as fast as the gallery can be read
 GROUP = 5  # similarities that are first compared by their largest
 
 
@@ -27,11 +26,10 @@ def products(gallery: Tensor, query: Tensor) -> Tensor:
     """Dot products `(G, Q)` of the rows of `(G, D)` and `(Q, D)`, in their own precision also under autocast.
 
     In float32 on a CPU as a 1x1 convolution, the gallery its pixels and the queries its filters: torch's kernels for
-    that are about twice as fast as those of its matrix product where the CPU is not Intel's and the queries not `FEW`.
+    that are about twice as fast as those of its matrix product where the CPU is not Intel's.
     """
     with torch.autocast(gallery.device.type, enabled=False):
-        few = len(query) < FEW or not len(gallery)
-        if gallery.device.type != "cpu" or gallery.dtype != torch.float32 or few:
+        if gallery.device.type != "cpu" or gallery.dtype != torch.float32 or not len(gallery) or not len(query):
             return gallery @ query.T
         pixels = gallery.contiguous().view(1, 1, *gallery.shape).permute(0, 3, 1, 2)
         return functional.conv2d(pixels, query.reshape(*query.shape, 1, 1))[0, :, 0].T
