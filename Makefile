@@ -48,7 +48,7 @@ clean: ## remove the environment and the caches; runs/ stays
 $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[supervised,tensorboard,timm,slurm,ray,search,export,hub,serve,dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[supervised,tensorboard,timm,slurm,ray,search,export,hub,serve,parquet,approximate,dev]'
 	@touch $(READY)
 
 .PHONY: help train test check format bench mutants chaos fuzz audit clean

@@ -78,7 +78,8 @@ def test_across_two_indices_what_lies_in_both_is_found(run: Run, trained: Path, 
 
 
 def test_a_table_for_other_programs(run: Run, trained: Path, pictures: Path, tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import parquet
+
     done = run("src.embed", f"run={trained}", f"images={pictures}", f"out={tmp_path / 'out'}", "format=parquet")
     assert done.returncode == 0, done.stderr
     table = parquet.read_table(tmp_path / "out" / "embeddings.parquet")

@@ -50,7 +50,7 @@ class _Copy:
         try:
             import faiss
         except ImportError as error:
-            raise ImportError("approximate=true needs the package faiss: pip install '.[bench]'") from error
+            raise ImportError("approximate=true needs the package faiss: pip install '.[approximate]'") from error
         if k >= len(index):
             raise ValueError(f"k={k}: {index.folder} has {len(index)} images, choose less")
         self.index, found = index, (index.folder / VECTORS).resolve().stat()

@@ -1,6 +1,7 @@
 """Finished runs as figures: the curves of all methods (Figure 3), bars of ablations, similarities (Figures 5 and 6)."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5
 STYLES = ("-", "--", ":", "-.")
 DPI = 150
 PANELS, CURVES, SHOWN = 8, 21, 6  # as many protocols, settings of one, and histograms of one are drawn
+NAME = 52  # letters of a setting's name in a line
 
 
 def curves(protocols: Sequence[Protocol]) -> Figure:
@@ -44,7 +46,7 @@ def bars(protocols: Sequence[Protocol]) -> Figure:
     """The headline of the last epoch, a bar a setting with its seeds' standard deviation; the paper's beside it."""
     shown = protocols[:PANELS]
     counts = [min(len(protocol.settings), CURVES) for protocol in shown]
-    figure = Figure(figsize=(8, sum(0.45 * count + 1.3 for count in counts)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(10, sum(0.5 * count + 1.3 for count in counts)), dpi=DPI, layout="constrained")
     grid = figure.subplots(len(shown), squeeze=False, gridspec_kw={"height_ratios": [c + 1 for c in counts]})[:, 0]
     for axes, protocol in zip(grid, shown, strict=True):
         settings = _best(protocol)
@@ -61,8 +63,9 @@ def bars(protocols: Sequence[Protocol]) -> Figure:
             where, values = map(list, zip(*beside, strict=True))
             axes.barh(where, values, height, color="white", edgecolor="#555555", hatch="///", label="the paper's")
             _write_values(axes, where, values, values)
-        names = [f"{s}  ({p.system})" if p else s for s, p in zip(settings, theirs, strict=True)]
-        axes.set_yticks(range(len(settings)), names, fontsize="small")
+        names = [f"{p.system}: {s}" if p else s for s, p in zip(settings, theirs, strict=True)]
+        lines = ["\n".join(textwrap.wrap(name, NAME, max_lines=3, placeholder=" …")) for name in names]
+        axes.set_yticks(range(len(settings)), lines, fontsize="small", linespacing=1)
         axes.invert_yaxis()
         axes.set(xlabel=f"{protocol.headline} (%)")
         axes.spines[["top", "right"]].set_visible(False)

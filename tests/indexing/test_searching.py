@@ -114,7 +114,6 @@ class Vectors:
 
 
 def test_what_an_approximate_search_misses_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("faiss")
     index: list[Index] = [Vectors(points(20_000, 32), tmp_path)]  # type: ignore[list-item]
     vectors = points(300, 32, seed=1)
     found = list(approximate.find(index, asked(vectors), 10, tmp_path / "cache"))

@@ -55,9 +55,24 @@ def test_bars_stand_beside_the_papers(result: dict[str, Any]) -> None:
     assert ours[0] == pytest.approx((runs[0]["last"]["knn/top1"] + runs[2]["last"]["knn/top1"]) / 2)
     assert theirs == [83.6, 56.2]
     assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "augmentation=full  (Full)",
-        "augmentation=no_crop  (w/o R)",
+        "Full: augmentation=full",
+        "w/o R: augmentation=no_crop",
     ]
+
+
+def test_long_names_are_inside_of_the_figure(result: dict[str, Any]) -> None:
+    runs = [
+        changed(result, 0, config__method__temperature=t, config__method__negatives=n, config__method__positives=p)
+        for t in (0.05, 0.5)
+        for n in ("all", "hard")
+        for p in ("self", "nearest")
+    ]
+    figure = figures.bars(group_by_protocol(runs))
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert len(boxes) == 8
+    assert min(box.x0 for box in boxes) >= 0
+    assert all(upper.y0 >= lower.y1 for upper, lower in zip(boxes, boxes[1:], strict=False))
 
 
 def test_of_too_many_settings_the_best_are_drawn(result: dict[str, Any]) -> None:
