@@ -1,5 +1,6 @@
 """Figures are files that open, the same for the same runs, and of few runs too."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -72,7 +73,7 @@ def test_long_names_are_inside_of_the_figure(result: dict[str, Any]) -> None:
     boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
     assert len(boxes) == 8
     assert min(box.x0 for box in boxes) >= 0
-    assert all(upper.y0 >= lower.y1 for upper, lower in zip(boxes, boxes[1:], strict=False))
+    assert all(upper.y0 >= lower.y1 for upper, lower in pairwise(boxes))
 
 
 def test_of_too_many_settings_the_best_are_drawn(result: dict[str, Any]) -> None:
