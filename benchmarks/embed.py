@@ -1,8 +1,10 @@
-"""Embedding a folder of 10,000 JPEGs, against a script with a DataLoader: `python -m benchmarks.embed`."""
+"""Embedding a folder of JPEGs, against a script with a DataLoader: `python -m benchmarks.embed [COUNT]`."""
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks.store import COUNT, write_photographs
+from benchmarks.store import write_photographs
 from benchmarks.timing import heading, medians, report
 from src.backbones.head import Head
 from src.backbones.inception import GoogLeNet
@@ -22,6 +24,7 @@ from src.indexing.building import build
 from src.indexing.sources import find_source
 from src.running.hardware import select_precision, settle
 
+COUNT = int(sys.argv[1]) if len(sys.argv) > 1 else 2_000
 MEAN, SIDE, SIZE, BATCH = (122.7717, 115.9465, 102.9801), 256, 227, 64
 
 
@@ -77,7 +80,7 @@ def main() -> None:
     heading(f"Embedding {COUNT:,} JPEGs of 400 x 300 by Inception-V1 at {SIZE} pixels, {precision}, batches of {BATCH}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = write_photographs(folder / "photographs")
+        paths = write_photographs(folder / "photographs", COUNT)
         embedder, source = make_embedder(precision), find_source(str(folder / "photographs"))
         squares = np.stack([embedder.read(path) for path in paths[:BATCH]])
         exact = make_embedder("32-true")
@@ -88,8 +91,6 @@ def main() -> None:
             shutil.rmtree(folder / "index")
 
         def read() -> None:
-            from concurrent.futures import ThreadPoolExecutor
-
             with ThreadPoolExecutor(2) as pool:
                 for _ in pool.map(lambda entry: source.read(entry, SIDE, "bilinear")[1], source):
                     pass

@@ -19,11 +19,11 @@ from src.datamodules.store import prepare_store, read_store
 COUNT, SIZE, BATCH = 10_000, 256, 128
 
 
-def write_photographs(folder: Path) -> list[Path]:
-    """`COUNT` JPEGs of about the size of Stanford Online Products' (400 x 300), crops of two photographs."""
+def write_photographs(folder: Path, count: int) -> list[Path]:
+    """`count` JPEGs of about the size of Stanford Online Products' (400 x 300), crops of two photographs."""
     folder.mkdir()
     whole = load_sample_images().images
-    for number in range(COUNT):
+    for number in range(count):
         top, left = number % 127, number % 239
         Image.fromarray(whole[number % 2][top : top + 300, left : left + 400]).save(folder / f"{number:05}.jpg")
     return find_images(folder)
@@ -56,7 +56,7 @@ def main() -> None:
     heading(f"The store: {COUNT:,} JPEGs of 400 x 300, kept as {SIZE} x {SIZE}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = write_photographs(folder / "photographs")
+        paths = write_photographs(folder / "photographs", COUNT)
         number = iter(range(100))
 
         def build(where: Path) -> dict[str, object]:
