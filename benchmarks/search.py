@@ -9,10 +9,10 @@ import torch
 
 from benchmarks.timing import heading, medians, peak_memory, report
 from src.indexing.approximate import find
-from src.indexing.building import Writer
 from src.indexing.index import Index
 from src.indexing.searching import Queries
 from src.indexing.sources import Entry
+from src.indexing.writer import Writer
 from src.vectors.neighbors import search
 
 COUNT, DIM, K, BLOCK = 1_000_000, 128, 10, 50_000

@@ -5,8 +5,6 @@ from src.running import signals
 if __name__ == "__main__":
     signals.listen()  # also while the rest is imported
 
-import csv
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -79,23 +77,16 @@ def _said(chosen: "Threshold") -> str:
 def _print(groups: "Sequence[Group]", indices: "Sequence[Index]", format: str) -> "Iterator[tuple[int, Group]]":
     """Print what passes through, a line an image."""
     from src.datamodules.images import printable
+    from src.indexing.printing import printer
 
-    names = ("group", "similarity", "identical", "path", "index", "row")
-    lines = csv.writer(sys.stdout, lineterminator="\n")
-    if format == "csv":
-        lines.writerow(names)
+    write = printer(format, ("group", "similarity", "identical", "path", "index", "row"))
     for number, found in enumerate(groups, 1):
         if format == "table":
             print(f"group {number}")
         for (which, row), similarity, identical in zip(*found, strict=True):
             path = printable(indices[which].path(row))
             values = (number, round(similarity, 6), identical, path, printable(indices[which].folder), row)
-            if format == "table":
-                print(f"  {similarity:7.4f}  {'identical  ' * identical}{cli.on_one_line(path)}")
-            elif format == "csv":
-                lines.writerow(values)
-            else:
-                print(json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False))
+            write(values, f"  {similarity:7.4f}  {'identical  ' * identical}{cli.on_one_line(path)}")
         yield number, found
 
 

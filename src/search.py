@@ -5,8 +5,6 @@ from src.running import signals
 if __name__ == "__main__":
     signals.listen()  # also while the rest is imported
 
-import csv
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -76,11 +74,9 @@ def _queries(config: DictConfig, indices: "Sequence[Index]") -> "Iterator[Querie
 def _print(found: "Iterable[Result]", format: str) -> "Iterator[Result]":
     """Print what passes through, a line a hit."""
     from src.datamodules.images import printable
+    from src.indexing.printing import printer
 
-    names = ("query", "rank", "similarity", "path", "index", "row")
-    lines = csv.writer(sys.stdout, lineterminator="\n")
-    if format == "csv":
-        lines.writerow(names)
+    write = printer(format, ("query", "rank", "similarity", "path", "index", "row"))
     for result in found:
         query = printable(result.query)
         if format == "table":
@@ -88,12 +84,7 @@ def _print(found: "Iterable[Result]", format: str) -> "Iterator[Result]":
         for rank, hit in enumerate(result.hits, 1):
             path, index = printable(hit.index.path(hit.row)), printable(hit.index.folder)
             values = (query, rank, round(hit.similarity, 6), path, index, hit.row)
-            if format == "table":
-                print(f"{rank:6}  {hit.similarity:7.4f}  {cli.on_one_line(path)}")
-            elif format == "csv":
-                lines.writerow(values)
-            else:
-                print(json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False))
+            write(values, f"{rank:6}  {hit.similarity:7.4f}  {cli.on_one_line(path)}")
         yield result
 
 

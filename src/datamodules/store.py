@@ -96,7 +96,7 @@ def write_split(folder: Path, split: str, examples: Iterable[tuple[np.ndarray, i
         for image, label in examples:
             if not labels:
                 shape = image.shape
-                _write_header(file, (0, *shape))
+                write_header(file, "|u1", (0, *shape))
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.shape != shape:
                 raise ValueError(
                     f"split {split}: need uint8 images (H, W, 3) of one size, got {image.dtype} {image.shape}"
@@ -105,13 +105,15 @@ def write_split(folder: Path, split: str, examples: Iterable[tuple[np.ndarray, i
             labels.append(label)
         if not labels:
             raise OSError(f"the {split} split has no image")
-        file.seek(0)
-        _write_header(file, (len(labels), *shape))  # as long as before: numpy leaves it room to grow
+        write_header(file, "|u1", (len(labels), *shape))
     np.save(folder / f"{split}_labels.npy", np.array(labels, dtype=np.int64))
 
 
-def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+def write_header(file: BinaryIO, dtype: str, shape: tuple[int, ...]) -> int:
+    """Write the header of a `.npy` file at its beginning and return its length, the same for any number of rows."""
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.tell()
 
 
 def read_store(path: Path) -> Store:

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from src.indexing import searching
 from src.indexing.index import VECTORS, Index
 from src.indexing.progress import showing
-from src.indexing.searching import Queries, Result, merge
-from src.vectors.neighbors import search
+from src.indexing.searching import Queries, Result
 
 WANTED = 0.95  # of the true neighbours
 ASKED = 200  # images of the index, whose neighbours are found both ways
@@ -34,13 +35,7 @@ def find(indices: Sequence[Index], queries: Iterable[Queries], k: int, cache: Pa
         ImportError: faiss is not installed.
     """
     copies = [_Copy(index, k, cache / "approximate") for index in indices]
-    for part in queries:
-        found = []
-        for number, copy in enumerate(copies):
-            values, rows = copy.search(part.vectors, k, part.own.numpy() if part.own is not None else None)
-            rows_found = torch.from_numpy(rows)
-            found.append((torch.from_numpy(values), torch.full_like(rows_found, number), rows_found))
-        yield from merge(indices, part, found, k)
+    return searching.find(indices, queries, k, [copy.search for copy in copies])
 
 
 class _Copy:
@@ -66,28 +61,27 @@ class _Copy:
             os.replace(partial, path)
         self._look_into_enough(k)
 
-    def search(
-        self, vectors: NDArray[np.float32], k: int, own: NDArray[np.int64] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def search(self, query: Tensor, k: int, own: Tensor | None) -> tuple[Tensor, Tensor]:
         """Similarities and rows `(Q, k)`: of `AGAIN` times as many candidates those that are nearest in float32."""
-        _, rows = self.lists.search(vectors, AGAIN * k + 1)
-        similarity = np.einsum("qkd,qd->qk", self.index.vectors[np.maximum(rows, 0)], vectors)
+        _, rows = self.lists.search(query.numpy(), AGAIN * k + 1)
+        similarity = np.einsum("qkd,qd->qk", self.index.vectors[np.maximum(rows, 0)], query.numpy())
         similarity[rows < 0] = -math.inf  # there were fewer candidates
         if own is not None:
-            similarity[rows == own[:, None]] = -math.inf
+            similarity[rows == own.numpy()[:, None]] = -math.inf
         order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1)
+        values, rows = (np.take_along_axis(column, order, 1) for column in (similarity, rows))
+        return torch.from_numpy(values), torch.from_numpy(rows)
 
     def _look_into_enough(self, k: int) -> None:
         """Look into twice as many lists until `WANTED` of the true neighbours are found, or all are looked into."""
-        own = np.random.default_rng(0).choice(len(self.index), min(ASKED, len(self.index)), replace=False)
-        own.sort()
-        asked = self.index.vectors[own]
-        truth = search(torch.from_numpy(asked), torch.from_numpy(self.index.vectors), k, torch.from_numpy(own))[0]
+        rows = np.random.default_rng(0).choice(len(self.index), min(ASKED, len(self.index)), replace=False)
+        rows.sort()
+        asked, own = torch.from_numpy(self.index.vectors[rows]), torch.from_numpy(rows)
+        truth = searching.exactly(self.index)(asked, k, own)[0]
         self.lists.nprobe = 1
         while True:
             values, _ = self.search(asked, k, own)
-            recall = float((values >= truth[:, -1:].numpy() - 1e-6).mean())
+            recall = float((values >= truth[:, -1:] - 1e-6).float().mean())
             if recall >= WANTED or self.lists.nprobe >= self.lists.nlist:
                 break
             self.lists.nprobe = min(2 * self.lists.nprobe, self.lists.nlist)

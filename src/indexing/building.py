@@ -1,31 +1,25 @@
 """Images into an index: read beside the network's work, written as they come, gone on with where it was cut off."""
 
-import json
 import os
 import shutil
-import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from src.embedder import Embedder
-from src.indexing.index import FORMAT, META, NAMES, TABLES, VECTORS, Index, from_column, to_column
+from src.indexing.index import FORMAT, META, Index
 from src.indexing.sources import Entry, Source
-from src.running.hardware import describe_versions
-from src.running.runs import write_atomically
+from src.indexing.writer import SAME, Writer
 
 AHEAD = 3  # groups of images that are read while the network works
 LARGEST = 4096  # images of a group, where an older index has most of them
-SAME = ("run", "space", "precision", "fingerprint", "images")  # of an index that is gone on with
 
 Pixels = NDArray[np.uint8]
 # What is known of an image: its row in an older index, why it was left out there, or how it is being read.
@@ -106,7 +100,7 @@ def _open_old(folder: Path, meta: dict[str, Any]) -> Index | None:
 
 
 def _write(
-    embedder: Embedder, source: Source, old: Index | None, writer: "Writer", report: Callable[[int], object]
+    embedder: Embedder, source: Source, old: Index | None, writer: Writer, report: Callable[[int], object]
 ) -> Counts:
     counts = Counts()
 
@@ -117,9 +111,11 @@ def _write(
             return error
 
     def find(entry: Entry) -> Known:
-        row = old.row_of(entry) if old else None
-        reason = old.reason_of(entry) if old and row is None else None
-        return pool.submit(read, entry) if row is None and reason is None else row if row is not None else str(reason)
+        if old and (row := old.row_of(entry)) is not None:
+            return row
+        if old and (reason := old.reason_of(entry)) is not None:
+            return reason
+        return pool.submit(read, entry)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         groups = _group(writer.rest(source), find, embedder.batch_size)
@@ -177,138 +173,3 @@ def _embed(
     counts.known += len(images) - len(fresh)
     counts.left_out += len(left_out)
     return images, vectors[: len(images)], left_out
-
-
-class Writer:
-    """An index on its way: a prefix of the source's images, which survives whoever writes it.
-
-    Attributes:
-        rows: images that have a vector.
-        left_out: images that have none.
-    """
-
-    def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
-        self.folder, self.meta = folder, meta
-        self.row = meta["dim"] * 4  # bytes
-        if not _goes_on(folder, meta):
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(exist_ok=True)
-        write_atomically(folder / META, json.dumps(meta))
-        self.vectors = (folder / VECTORS).open("r+b" if (folder / VECTORS).exists() else "w+b")
-        self.names = sqlite3.connect(folder / NAMES)
-        if not self.names.execute("select 1 from sqlite_master").fetchone():
-            self.names.executescript(TABLES)
-        self.header = _write_header(self.vectors, (0, meta["dim"]))
-        held = (self.vectors.seek(0, os.SEEK_END) - self.header) // self.row
-        self.rows, self.left_out = self._count("images"), self._count("left_out")
-        if held < self.rows:
-            self._cut(held, self.left_out)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.names.close()
-        self.vectors.close()
-
-    def rest(self, source: Iterable[Entry]) -> Iterator[Entry]:
-        """The entries after those that are written; from the first that has changed on, what is written is cut off."""
-        entries = iter(source)
-        written, left_out = (self._entries(table) for table in ("images", "left_out"))
-        next_written, next_left_out = next(written, None), next(left_out, None)
-        rows = out = 0
-        for entry in entries:
-            if entry == next_written:
-                rows, next_written = rows + 1, next(written, None)
-            elif entry == next_left_out:
-                out, next_left_out = out + 1, next(left_out, None)
-            else:
-                self._cut(rows, out)
-                yield entry
-                yield from entries
-                return
-        self._cut(rows, out)
-
-    def append(
-        self,
-        images: Sequence[tuple[Entry, str]],
-        vectors: NDArray[np.float32],
-        left_out: Sequence[tuple[Entry, str]],
-    ) -> None:
-        """Write images with their hashes and vectors, and those left out with the reasons."""
-        self.vectors.seek(self.header + self.rows * self.row)
-        self.vectors.write(vectors.tobytes())
-        self.vectors.flush()
-        os.fsync(self.vectors.fileno())
-        try:
-            with self.names:
-                self.names.executemany(
-                    "insert into images values (?, ?, ?, ?, ?)",
-                    [
-                        (row, to_column(entry.name), entry.size, entry.changed, digest)
-                        for row, (entry, digest) in enumerate(images, self.rows)
-                    ],
-                )
-                self.names.executemany(
-                    "insert into left_out values (?, ?, ?, ?)",
-                    [(to_column(entry.name), entry.size, entry.changed, reason) for entry, reason in left_out],
-                )
-        except sqlite3.Error as error:
-            raise OSError(f"{self.folder / NAMES} can't be written: {error}") from error
-        self.rows += len(images)
-        self.left_out += len(left_out)
-
-    def finish(self) -> None:
-        """Complete the files; nothing may be written after."""
-        _write_header(self.vectors, (self.rows, self.meta["dim"]))
-        self.vectors.flush()
-        os.fsync(self.vectors.fileno())
-        try:
-            for table in ("images", "left_out"):
-                self.names.execute(f"create index if not exists {table}_by_name on {table} (name)")
-            self.names.execute("create index if not exists images_by_hash on images (hash)")
-            self.names.commit()
-        except sqlite3.Error as error:
-            raise OSError(f"{self.folder / NAMES} can't be written: {error}") from error
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        said = {"count": self.rows, "left_out": self.left_out, "created": now, "versions": describe_versions()}
-        write_atomically(self.folder / META, json.dumps(self.meta | said, indent=1))
-
-    def first_left_out(self) -> str:
-        """For who is told that nothing is left."""
-        found = self.names.execute("select reason from left_out order by rowid").fetchone()
-        return f" that can be decoded: {found[0]}" if found else ""
-
-    def _count(self, table: str) -> int:
-        return int(self.names.execute(f"select count(*) from {table}").fetchone()[0])
-
-    def _entries(self, table: str) -> Iterator[Entry]:
-        last, page = -1, f"select rowid, name, size, changed from {table} where rowid > ? order by rowid limit 4096"
-        while rows := self.names.execute(page, (last,)).fetchall():
-            yield from (Entry(from_column(name), size, changed) for _, name, size, changed in rows)
-            last = rows[-1][0]
-
-    def _cut(self, rows: int, left_out: int) -> None:
-        """Forget all but the first `rows` and `left_out`."""
-        with self.names:
-            self.names.execute("delete from images where row >= ?", (rows,))
-            self.names.execute("delete from left_out where rowid > ?", (left_out,))
-        self.rows, self.left_out = rows, left_out
-        self.vectors.truncate(self.header + rows * self.row)
-
-
-def _goes_on(folder: Path, meta: dict[str, Any]) -> bool:
-    """Whether what is in `folder` is a part of the index that `meta` describes."""
-    with suppress(OSError, ValueError, sqlite3.Error):
-        before = json.loads((folder / META).read_text())
-        with closing(sqlite3.connect(folder / NAMES)) as names:
-            sound = names.execute("pragma quick_check").fetchone() == ("ok",)
-        return sound and all(before.get(name) == meta[name] for name in (*SAME, "dim", "format"))
-    return False
-
-
-def _write_header(file: BinaryIO, shape: tuple[int, int]) -> int:
-    """Write numpy's header of float32 `shape` at the beginning; as long for any number of rows. Its length in bytes."""
-    file.seek(0)
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    return file.tell()

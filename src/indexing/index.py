@@ -9,7 +9,6 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,12 +118,6 @@ class Index:
     def left_out(self) -> Iterator[str]:
         """Why images were left out, a line each."""
         yield from (reason for (reason,) in self.names.execute("select reason from left_out order by rowid"))
-
-    def copies(self) -> list[list[int]]:
-        """Rows whose files are the same bytes."""
-        query = "select group_concat(row) from images group by hash having count(*) > 1 order by min(row)"
-        with closing(self.names.execute(query)) as found:
-            return [sorted(map(int, rows.split(","))) for (rows,) in found]
 
 
 def to_column(name: str) -> str | bytes:

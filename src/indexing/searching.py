@@ -20,6 +20,8 @@ from src.indexing.sources import find_source
 from src.vectors.neighbors import QUERIES, search
 
 Opener = Callable[[], Image.Image]
+# Queries `(Q, D)`, k, and the rows that the queries are themselves, to similarities and rows `(Q, k)`.
+Search = Callable[[Tensor, int, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -167,25 +169,37 @@ def load_network(index: Index, run: str | None, accelerator: Any) -> Embedder:
     return embedder
 
 
-def find(indices: Sequence[Index], queries: Iterable[Queries], k: int) -> Iterator[Result]:
+def exactly(index: Index) -> Search:
+    """The search that misses nothing."""
+    gallery = torch.from_numpy(index.vectors)
+    return lambda query, k, own: search(query, gallery, k, own)
+
+
+def find(
+    indices: Sequence[Index], queries: Iterable[Queries], k: int, searches: Sequence[Search] | None = None
+) -> Iterator[Result]:
     """For each query the `k` most similar images, most similar first, of equals the earlier index's.
+
+    Args:
+        searches: of each index how it is searched; None: `exactly`.
 
     Raises:
         ValueError: the indices have fewer than `k`.
     """
+    searches = searches or [exactly(index) for index in indices]
     for part in queries:
         most = sum(map(len, indices)) - (part.own is not None)
         if k > most:
             raise ValueError(f"k={k}: there are {most} images to find, choose 1 to {most}")
         found = []
-        for number, index in enumerate(indices):
+        for number, (index, nearest) in enumerate(zip(indices, searches, strict=True)):
             least = min(k, len(index) - (part.own is not None))
-            values, rows = search(torch.from_numpy(part.vectors), torch.from_numpy(index.vectors), least, part.own)
+            values, rows = nearest(torch.from_numpy(part.vectors), least, part.own)
             found.append((values, torch.full_like(rows, number), rows))
-        yield from merge(indices, part, found, k)
+        yield from _merge(indices, part, found, k)
 
 
-def merge(
+def _merge(
     indices: Sequence[Index], queries: Queries, found: Sequence[tuple[Tensor, Tensor, Tensor]], k: int
 ) -> Iterator[Result]:
     """Of what was found in each index, similarities, its number and rows `(Q, k')`, the `k` most similar."""

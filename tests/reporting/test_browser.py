@@ -1,7 +1,6 @@
 """The page in a real browser, as a reader uses it: Debian's Chromium, headless, driven by Playwright."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,18 +13,6 @@ from src.reporting.results import find_results
 from tests.reporting.conftest import changed, write_runs
 from tests.reporting.test_page import EVIL
 from tests.reporting.test_results import HISTOGRAM
-
-CHROMIUM = shutil.which("chromium")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on the PATH: apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
@@ -264,10 +251,12 @@ def test_a_page_that_is_watched_loads_itself(result: dict[str, Any], tmp_path: P
     (folder / "results.json").write_text(json.dumps(changed(result) | {"seed": 77}))
     pages.write(tmp_path / "page", find_results([tmp_path / "runs"])[0], [], {})
 
+    from playwright.sync_api import Error
+
     def is_new() -> bool:
         try:
             return column(tab, "Runs", 2) == ["77"]
-        except playwright.Error:  # in the midst of loading
+        except Error:  # in the midst of loading
             return False
 
     assert wait_for(is_new)
