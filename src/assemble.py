@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment
 from torch import nn
 
+from src.backbones.head import Head
 from src.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
 from src.callbacks.evaluation import Evaluation
 from src.callbacks.history import History
@@ -67,17 +68,20 @@ def assemble(
     evaluation = Evaluation(metrics, final, config.protocol.space, config.protocol.monitor, held_out)
     module = EmbeddingModule(
         backbone,
+        Head(int(backbone.num_features), config.embedding_dim, **config.head),  # type: ignore[arg-type]
         instantiate(config.method),
-        config.embedding_dim,
-        instantiate(config.optimizer),
-        config.schedule.milestones,
-        config.schedule.factors,
+        instantiate(config.optimizer, _convert_="all"),
+        instantiate(config.schedule, _convert_="all"),
         config.seed,
+        config.decay,
+        config.ema,
+        config.microbatch,
     )
     labels = datamodule.train_labels if module.method.supervised else None
     pretrained = bool(config.backbone.get("pretrained", config.backbone.get("weights")))
     # After the network, whose initial weights are then the same for every method.
-    module.method.setup(TrainingSet(len(datamodule.train_labels), config.embedding_dim, pretrained, labels))
+    images, features = len(datamodule.train_labels), int(backbone.num_features)  # type: ignore[arg-type]
+    module.method.setup(TrainingSet(images, config.embedding_dim, pretrained, labels, features))
     return datamodule, module, evaluation
 
 

@@ -166,7 +166,7 @@ def load(
     state, described = checkpoints.read_weights(folder, which)
     runs.forget_initial_weights(config)
     backbone = instantiate(config.backbone)
-    head = Head(int(backbone.num_features), config.embedding_dim)
+    head = Head(int(backbone.num_features), config.embedding_dim, **config.head)
     try:
         for part, network in (("backbone", backbone), ("head", head)):
             network.load_state_dict(checkpoints.part_of(state, part))

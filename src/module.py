@@ -1,8 +1,8 @@
 """The one LightningModule: views to embeddings to the method's loss."""
 
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
 
+from src.backbones.average import Average
 from src.backbones.head import Head
 from src.methods.base import Method
 from src.running.distributed import broadcast_buffers
+from src.schedules import Schedule
 
 C = TypeVar("C", bound=pl.Callback)
 
@@ -43,38 +46,44 @@ class EmbeddingModule(pl.LightningModule):
     """A network trained by a method that sees embeddings and indices, never labels.
 
     Args:
-        backbone: images `(B, 3, H, W)` to pooled features `(B, F)`; has `num_features`.
+        backbone: images `(B, 3, H, W)` to pooled features `(B, F)`.
+        head: those to embeddings `(B, D)`.
         method: see `src.methods.base`.
-        embedding_dim: D.
         optimizer: makes the optimizer of groups of parameters: the network's, and the method's own where it has any.
-        milestones: epochs, rising, at which the learning rate changes.
-        factors: for each milestone, what the initial learning rate is multiplied by from then on.
+        schedule: what the learning rate is multiplied by at each step.
         seed: with the step it determines what the network and the method draw, so that a resumed run draws the same.
+        decay: whether weight decay shrinks all parameters, or only weights: not those of norms, nor biases.
+        ema: at each step, what an average of the weights keeps of itself; that is evaluated then. None: no average.
+        microbatch: views the network sees at once in training; the step is the same (`_in_parts`). None: all of them.
+
+    Attributes:
+        average: what is evaluated in the network's place, where there is one.
+        teacher: what the method learns from besides, where it asks for one.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
+        head: Head,
         method: Method,
-        embedding_dim: int,
         optimizer: Callable[[list[dict[str, Any]]], Optimizer],
-        milestones: Sequence[int],
-        factors: Sequence[float],
+        schedule: Schedule,
         seed: int,
+        decay: Literal["all", "weights"] = "all",
+        ema: float | None = None,
+        microbatch: int | None = None,
     ) -> None:
         super().__init__()
-        if len(milestones) != len(factors) or list(milestones) != sorted(milestones):
-            raise ValueError(
-                f"schedule: milestones {list(milestones)} must rise and have a factor each, got {list(factors)}"
-            )
-        self.backbone, self.method = backbone, method
-        self.head = Head(int(backbone.num_features), embedding_dim)  # type: ignore[arg-type]
-        self.make_optimizer, self.milestones, self.factors = optimizer, milestones, [1.0, *factors]
-        self.seed = seed
+        self.backbone, self.head, self.method = backbone, head, method
+        self.make_optimizer, self.schedule, self.decay = optimizer, schedule, decay
+        self.seed, self.microbatch = seed, microbatch
+        self.average = None if ema is None else Average(backbone, head, ema)
+        taught = method.teacher_decay
+        self.teacher = None if taught is None else Average(backbone, head, taught, method.teacher_evaluates)
         self.seen: list[tuple[Tensor, Tensor]] = []  # since the optimizer's last step
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images `(B, 3, H, W)` to pooled features `(B, F)` and unit-norm embeddings `(B, D)`."""
+        """Images `(B, 3, H, W)` to pooled features `(B, F)` and unit-norm embeddings `(B, D)`, of the live network."""
         features = self.backbone(images)
         return features, self.head(features)
 
@@ -84,10 +93,13 @@ class EmbeddingModule(pl.LightningModule):
         The terms are the method's, and with two views an image their `alignment`, 0 to 4 (Wang and Isola, ICML 2020).
         """
         seed_device(self.device, self.seed * 1_000_003 + self.global_step)
-        features = self.backbone(batch["views"])
+        features = _in_parts(self.backbone, batch["views"], self.microbatch)
         embeddings = self.head(features) if self.method.unit_norm else self.head.project(features)
+        given: dict[str, Any] = {}
+        if self.teacher:
+            given = {"features": features, "teacher": self.teacher(batch["views"], self.method.unit_norm)}
         with torch.autocast(self.device.type, enabled=False):  # the loss takes its products in float32
-            terms = self.method(embeddings, batch["index"])
+            terms = self.method(embeddings, batch["index"], **given)
         detached = {name: term.detach() for name, term in terms.items()}
         made = {"features": features.detach(), "embeddings": embeddings.detach()}
         if len(embeddings) == 2 * len(batch["index"]):
@@ -97,8 +109,11 @@ class EmbeddingModule(pl.LightningModule):
         return {"loss": terms["loss"], "terms": detached, **made}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """A step, and what the method remembers of it: before any callback may write a checkpoint of the two."""
+        """A step, and what averages and method remember of it: before any callback may write a checkpoint of them."""
         super().optimizer_step(*args, **kwargs)
+        for follower in (self.average, self.teacher):
+            if follower:
+                follower.follow(self.backbone, self.head)
         for embeddings, index in self.seen:
             self.method.after_step(embeddings, index)
         self.seen.clear()
@@ -108,14 +123,65 @@ class EmbeddingModule(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """What the evaluation gathers of clean images: `index`, `label`, and of unit norm `embedding` and `pooled`."""
-        features, embeddings = self(batch["image"])
+        features, embeddings = (self.average or self)(batch["image"])
         pooled = functional.normalize(features.float(), dim=1)
         return {"index": batch["index"], "label": batch["label"], "embedding": embeddings, "pooled": pooled}
 
     def configure_optimizers(self) -> Any:
-        network = [parameter for part in (self.backbone, self.head) for parameter in part.parameters()]
-        groups: list[dict[str, Any]] = [{"params": network}]
-        if own := list(self.method.parameters()):
-            groups.append({"params": own, **self.method.optimizer_options})
-        optimizer = self.make_optimizer(groups)
-        return [optimizer], [LambdaLR(optimizer, lambda epoch: self.factors[bisect_right(self.milestones, epoch)])]
+        optimizer = self.make_optimizer(self.parameter_groups())
+        steps = self._steps_per_epoch()
+        rate = LambdaLR(optimizer, lambda step: self.schedule(step, steps))
+        return [optimizer], [{"scheduler": rate, "interval": "step"}]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups: of the network, and of the method, each in two where weight decay spares some."""
+        network = [*self.backbone.parameters(), *self.head.parameters()]
+        groups = []
+        for parameters, options in ((network, {}), ([*self.method.parameters()], self.method.optimizer_options)):
+            spared = [parameter for parameter in parameters if parameter.ndim < 2 and self.decay == "weights"]
+            rest = [parameter for parameter in parameters if parameter.ndim >= 2 or self.decay == "all"]
+            groups += [{"params": rest, **options}, {"params": spared, **options, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["lr_schedulers"][0]["last_epoch"] != checkpoint["global_step"]:
+            raise ValueError(
+                "the checkpoint is of an earlier version, whose learning rates counted epochs: it can be scored and "
+                "used, but not gone on with"
+            )
+
+    def _steps_per_epoch(self) -> int:
+        self.trainer.fit_loop.setup_data()
+        return max(1, int(self.trainer.num_training_batches))
+
+
+def _in_parts(network: nn.Module, images: Tensor, at_once: int | None) -> Tensor:
+    """What `network` makes of images, `at_once` of them at a time, holding what the gradient needs for so many only.
+
+    Of the others only what comes out is kept; when the gradient arrives, each part is computed again (Gao et al., 2021,
+    "Scaling deep contrastive learning batch size under memory limited setup"). So the loss is of all, and so is its
+    gradient; batch norm alone sees a part at a time, and its running statistics are not updated twice.
+    """
+    if at_once is None or len(images) <= at_once:
+        return network(images)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _statistics_kept(network)
+
+    parts = [checkpoint(network, part, use_reentrant=False, context_fn=contexts) for part in images.split(at_once)]
+    return torch.cat(parts)
+
+
+@contextmanager
+def _statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Batch norm's running statistics stay as they are."""
+    norms = [part for part in network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]  # type: ignore[union-attr]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]

@@ -13,6 +13,7 @@ from annotated_types import Interval, Len
 
 from src.hints import (
     Accelerator,
+    Betas,
     Count,
     Devices,
     Dimension,
@@ -42,8 +43,17 @@ TRAIN: Group = {
     "run_dir": Text,
     "sweep_dir": Text | None,
     "input": {"size": Pixels, "mean": GreyLevels, "std": GreyDeviations},
-    "recipe": {"positives": Literal["self", "nearest"], "stop_gradient": bool},
-    "schedule": {"milestones": Sequence[Count], "factors": Sequence[Positive]},
+    "recipe": {
+        "positives": Literal["self", "nearest"],
+        "stop_gradient": bool,
+        "lr": Positive,
+        "milestones": Sequence[Count],
+        "factors": Sequence[Positive],
+    },
+    "head": {"hidden": Sequence[Dimension], "orthogonal": bool},
+    "decay": Literal["all", "weights"],
+    "ema": Momentum | None,
+    "microbatch": Count | None,
     "protocol": {
         "gallery": bool,
         "disjoint": bool,
@@ -52,7 +62,7 @@ TRAIN: Group = {
         "metrics": {},
         "final": {},
     },
-    **{name: {} for name in ("optimizer", "trainer", "logger", "callbacks")},
+    **{name: {} for name in ("optimizer", "schedule", "trainer", "logger", "callbacks")},
     **{name: {} for name in ("augmentation", "backbone", "dataset", "method")},
 }
 EVALUATE: Group = {
@@ -135,7 +145,13 @@ OTHERS: Mapping[str, Group] = {
     },
     "pytorch_lightning.strategies.DDPStrategy": {"broadcast_buffers": bool},
     "pytorch_lightning.loggers.TensorBoardLogger": {"name": str, "version": str},
-    "torch.optim": {"lr": Positive, "momentum": Momentum, "weight_decay": NonNegative, "nesterov": bool},
+    "torch.optim": {
+        "lr": Positive,
+        "momentum": Momentum,
+        "betas": Betas,
+        "weight_decay": NonNegative,
+        "nesterov": bool,
+    },
 }
 # What may be made, by group, beside what conf/ names there. To make an object is to call something, so a config, which
 # may be a stranger's, can name nothing else.

@@ -127,6 +127,8 @@ def datamodule_options(cache: Path, **changes: Any) -> dict[str, Any]:
         "batch_size": 4,
         "eval_batch_size": 6,
         "limit": None,
+        "view_milestones": [],
+        "view_sizes": [],
         "gallery": True,
         "resident": "auto",
         "augmentation": Augmentation(8),

@@ -117,7 +117,7 @@ def test_methods_do_not_read_the_device(cache: Path, name: str) -> None:
     datamodule, module, _ = assemble(configure(cache, f"method={name}", *few), 1)
     method, images = module.method, len(datamodule.train_labels)
     features = nn.functional.normalize(torch.randn(images, 128), dim=1)
-    companions = method.on_epoch_start(lambda *, raw=False: (features, features), torch.Generator())
+    companions = method.on_epoch_start(lambda kind="unit": (features, features), torch.Generator())
     method.to("meta")
     views = method.views if companions is None else companions.shape[1]
     embeddings = torch.empty(8 * views, 128, device="meta", requires_grad=True)

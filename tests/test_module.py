@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from src.backbones.head import Head
 from src.backbones.resnet import resnet18
 from src.callbacks.steps import Steps
 from src.methods.base import Method, TrainingSet
 from src.methods.exemplar import Exemplar
 from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss
 from src.module import EmbeddingModule
+from src.schedules import MultiStep
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +48,12 @@ def make(
     torch.manual_seed(0)
     backbone = options.pop("backbone", Eyes)()
     method = options.pop("method", None) or InvariantSpreading(0.1, "all", True, 0.5, "self")
-    method.setup(TrainingSet(40, 16, pretrained=False, labels=None))
+    method.setup(TrainingSet(40, 16, pretrained=False, labels=None, num_features=8))
     seed = options.pop("seed", 0)
-    return EmbeddingModule(backbone, method, 16, lambda p: torch.optim.SGD(p, lr=0.5), milestones, factors, seed)
+    make_optimizer = options.pop("optimizer", lambda groups: torch.optim.SGD(groups, lr=0.5))
+    schedule = options.pop("schedule", None) or MultiStep(milestones, factors, 0, "epochs")
+    head = options.pop("head", None) or Head(backbone.num_features, 16)
+    return EmbeddingModule(backbone, head, method, make_optimizer, schedule, seed, **options)
 
 
 def loader(batches: int = 1, views: int = 2) -> DataLoader:
@@ -144,14 +149,15 @@ def test_a_step_changes_every_parameter_that_the_loss_depends_on_and_no_other(
 
 def test_the_optimiser_holds_every_parameter_once_and_the_methods_in_its_own_way() -> None:
     module = make(method=Watched(options={"lr": 0.2, "weight_decay": 0.01}))
-    (optimizer,), _ = module.configure_optimizers()
+    optimizer = module.make_optimizer(module.parameter_groups())
     network, own = optimizer.param_groups
     assert [id(p) for p in own["params"]] == [id(module.method.weight), id(module.method.idle)]
     parts = [*module.backbone.parameters(), *module.head.parameters()]
     assert [id(p) for p in network["params"]] == [id(p) for p in parts]
     assert len(parts) + 2 == len(list(module.parameters()))
     assert (network["lr"], network["weight_decay"], own["lr"], own["weight_decay"]) == (0.5, 0, 0.2, 0.01)
-    (optimizer,), _ = make().configure_optimizers()
+    alone = make()
+    optimizer = alone.make_optimizer(alone.parameter_groups())
     assert len(optimizer.param_groups) == 1, "a method without parameters has no group"
 
 

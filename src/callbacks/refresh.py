@@ -16,16 +16,17 @@ from src.running.distributed import broadcast_buffers, gather_unique
 
 
 class Refresh(pl.Callback):
-    """Calls the method's `on_epoch_start` and hands its companions to the datamodule.
+    """Calls the method's `on_epoch_start` and `order`, and hands what they say to the datamodule.
 
     Logs the time it takes as `train/refresh_s`, apart from training. What it draws depends on seed and epoch alone, so
-    a resumed run goes on as the whole run would have. A checkpoint within an epoch has its companions, since what
-    follows from the network as it was at the epoch's start could not be found again.
+    a resumed run goes on as the whole run would have. A checkpoint within an epoch has them both, since what follows
+    from the network as it was at the epoch's start could not be found again.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.companions: Tensor | None = None  # of the epoch that is being trained
+        self.order: Tensor | None = None
         self.seconds = 0.0  # that its passes took, with all that the method made of them
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -34,47 +35,50 @@ class Refresh(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         method: Any = pl_module.method
-        looked = False
+        found: dict[str, tuple[Tensor, Tensor]] = {}
 
-        def look(*, raw: bool = False) -> tuple[Tensor, Tensor]:
-            nonlocal looked
-            looked = True
-            return extract(trainer, pl_module, raw)
+        def look(kind: str = "unit") -> tuple[Tensor, Tensor]:
+            if kind not in found:
+                found[kind] = extract(trainer, pl_module, kind)
+            return found[kind]
 
         started = time.perf_counter()
         key = np.random.SeedSequence([self.seed, trainer.current_epoch])
         generator = torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         self.companions = method.on_epoch_start(look, generator)
+        batch = trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
+        self.order = method.order(look, generator, batch)
         self._pair(trainer, pl_module)
         if method.restarts:
             for parameter in method.parameters():
                 for optimizer in trainer.optimizers:
                     optimizer.state.pop(parameter, None)
-        self.seconds = time.perf_counter() - started if looked else 0
+        self.seconds = time.perf_counter() - started if found else 0
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.seconds:
             pl_module.log("train/refresh_s", self.seconds, batch_size=1)
-        self.companions = None
+        self.companions = self.order = None
 
     def _pair(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         method: Any = pl_module.method
-        datamodule.pair(self.companions, method.views)
+        datamodule.pair(self.companions, method.views, self.order)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"companions": self.companions, "seconds": self.seconds}
+        return {"companions": self.companions, "order": self.order, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.companions, self.seconds = state_dict["companions"], state_dict["seconds"]
+        self.companions, self.order = state_dict["companions"], state_dict["order"]
+        self.seconds = state_dict["seconds"]
 
 
 @torch.no_grad()
-def extract(trainer: pl.Trainer, module: pl.LightningModule, raw: bool) -> tuple[Tensor, Tensor]:
+def extract(trainer: pl.Trainer, module: pl.LightningModule, kind: str) -> tuple[Tensor, Tensor]:
     """One pass over the clean training images, shared among ranks, in eval mode.
 
     Returns:
-        Pooled features `(N, F)`, of unit norm or `raw` (see `src.methods.base.Extract`), and unit-norm embeddings
+        Features `(N, F)`, `unit`, `pooled` or `raw` (see `src.methods.base.Extract`), and unit-norm embeddings
         `(N, D)`, float32, on every rank, in the order of the images.
     """
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -87,9 +91,13 @@ def extract(trainer: pl.Trainer, module: pl.LightningModule, raw: bool) -> tuple
     for batch in bar.track(loader, len(loader), "Features") if isinstance(bar, Progress) else loader:
         moved = {name: column.to(module.device, non_blocking=True) for name, column in batch.items()}
         batch = datamodule.clean(moved, "train")
-        with trainer.precision_plugin.forward_context(), _before_last_relu(module.backbone if raw else None) as before:
+        with (
+            trainer.precision_plugin.forward_context(),
+            _before_last_relu(module.backbone if kind == "raw" else None) as before,
+        ):
             features, embeddings = module(batch["image"])
-        features = (before or [features])[-1].float() if raw else functional.normalize(features.float(), dim=1)
+        features = (before or [features])[-1].float()
+        features = functional.normalize(features, dim=1) if kind == "unit" else features
         found.append((batch["index"], features, embeddings.float()))
     for part, was_training in zip(module.modules(), training, strict=True):
         part.training = was_training

@@ -1,5 +1,7 @@
 """The LightningDataModule behind every dataset: whole batches from a store, paired views on the device."""
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from annotated_types import Interval
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from src.augmentations.functional import center_crop, clean, normalize
@@ -43,6 +46,8 @@ class StoreDataModule(pl.LightningDataModule):
             a quarter of what is free.
         augmentation: draws the views.
         seed: with epoch, step and rank it determines every draw.
+        view_milestones, view_sizes: before each of these epochs, which rise, training views have so many pixels a side;
+            from the last one on `image_size`.
     """
 
     def __init__(
@@ -60,9 +65,17 @@ class StoreDataModule(pl.LightningDataModule):
         resident: Literal["auto", "always", "never"],
         augmentation: Augmentation,
         seed: Seed,
+        view_milestones: Sequence[Count],
+        view_sizes: Sequence[Pixels],
         validation: Share | None = None,
     ) -> None:
         super().__init__()
+        if len(view_milestones) != len(view_sizes) or list(view_milestones) != sorted(view_milestones):
+            raise ValueError(
+                f"dataset.view_milestones={list(view_milestones)} must rise and have a size each, got view_sizes="
+                f"{list(view_sizes)}"
+            )
+        self.view_milestones, self.view_sizes = list(view_milestones), [*view_sizes, image_size]
         self.name, self.path = name, Path(cache_dir).expanduser() / name
         self.image_size, self.batch_size, self.eval_batch_size = image_size, batch_size, eval_batch_size
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
@@ -148,10 +161,14 @@ class StoreDataModule(pl.LightningDataModule):
         assert self.store is not None
         return None if self.validation is None else self.store.splits["train"].labels[self.validation_rows]
 
-    def pair(self, companions: Tensor | None, views: int) -> None:
-        """From now on draw the views of place i from the images `companions[i]`, `(N, V)`; None: `views` of image i."""
+    def pair(self, companions: Tensor | None, views: int, order: Tensor | None = None) -> None:
+        """From now on draw the views of place i from the images `companions[i]`, `(N, V)`; None: `views` of image i.
+
+        An epoch's steps have the places in their `order`, those of all ranks together; None: all in random order.
+        """
         assert self._training is not None, "the training loader comes first"
         self._training.companions = companions if companions is None else companions.cpu()
+        self._training.order = order if order is None else order.cpu()
         self.views = views if companions is None else companions.shape[1]
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -247,7 +264,11 @@ class StoreDataModule(pl.LightningDataModule):
         return batch.pop("image") if row is None else self._on_device[split][row]
 
     def finish(self, images: Tensor) -> Tensor:
-        """Images in grey levels as the network takes them: normalised, channels last."""
+        """Views in grey levels as the network takes them in this epoch: resized, normalised, channels last."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        size = self.view_sizes[bisect_right(self.view_milestones, epoch)]
+        if size != images.shape[-1]:
+            images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
         return normalize(images, self.mean, self.std).contiguous(memory_format=torch.channels_last)
 
     def _generator(self) -> torch.Generator:

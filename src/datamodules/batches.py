@@ -25,10 +25,14 @@ class BatchedSplit(Dataset[Batch]):
         on_device: whether the images live there.
         companions: `(N, V)`, for each place the V positions in `rows` whose images to hand out instead, `(VB, …)`, the
             first of every place before the second of any; None: the place's own.
+
+    Attributes:
+        order: the places of an epoch in their order, on all ranks; None: all of them, as `Order` draws them.
     """
 
     def __init__(self, split: Split, rows: Tensor, on_device: bool, companions: Tensor | None = None) -> None:
         self.split, self.rows, self.on_device, self.companions = split, rows, on_device, companions
+        self.order: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -54,10 +58,12 @@ class Order(DistributedSampler[Any]):
 
     def __init__(self, split: BatchedSplit, passed: Callable[[], int], **options: Any) -> None:
         super().__init__(split, **options)
-        self.passed = passed
+        self.split, self.passed = split, passed
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(super().__iter__(), self.passed(), None)
+        order = self.split.order
+        places = super().__iter__() if order is None else iter(order[self.rank :: self.num_replicas].tolist())
+        return islice(places, self.passed(), None)
 
 
 def whole(batch: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Generator, Tensor, nn
 
@@ -10,10 +10,12 @@ from torch import Generator, Tensor, nn
 class Extract(Protocol):
     """One pass over the clean training images, in eval mode."""
 
-    def __call__(self, *, raw: bool = False) -> tuple[Tensor, Tensor]:
-        """Pooled features `(N, F)` and embeddings `(N, D)`, both of unit norm, of all N images in their order.
+    def __call__(self, kind: Literal["unit", "pooled", "raw"] = "unit") -> tuple[Tensor, Tensor]:
+        """Pooled features `(N, F)` and unit-norm embeddings `(N, D)`, of all N images in their order.
 
-        With `raw` the features are of any norm, and as they are before the network's last ReLU, where it has one.
+        Args:
+            kind: of features: of `unit` norm; `pooled`, of any norm, as the head takes them; or `raw`, as they are
+                before the network's last ReLU, where it has one.
         """
 
 
@@ -26,12 +28,14 @@ class TrainingSet:
         embedding_dim: of the network's embeddings, D.
         pretrained: whether the network was trained before.
         labels: `(N,)`, -1 where there is none; None for a method that is not `supervised`.
+        num_features: of the network's pooled features, F.
     """
 
     images: int
     embedding_dim: int
     pretrained: bool
     labels: Tensor | None
+    num_features: int
 
 
 class Method(nn.Module):
@@ -45,6 +49,9 @@ class Method(nn.Module):
         unit_norm: whether a step's embeddings have unit norm; otherwise they are as the head's linear layer leaves
             them.
         optimizer_options: of its own parameters, where they differ from the network's.
+        teacher_decay: where it learns from a teacher too, how slowly that follows the network: after each step the
+            teacher's weights are `teacher_decay` of themselves and the rest of the network's. See `TaughtMethod`.
+        teacher_evaluates: whether the teacher's batch norm takes its running statistics instead of a batch's.
     """
 
     views = 2
@@ -53,6 +60,8 @@ class Method(nn.Module):
     restarts = False
     unit_norm = True
     optimizer_options: Mapping[str, float] = {}
+    teacher_decay: float | None = None
+    teacher_evaluates = False
 
     def setup(self, data: TrainingSet) -> None:
         """Make what depends on the training set: parameters, memory.
@@ -73,6 +82,18 @@ class Method(nn.Module):
         """
         return None
 
+    def order(self, extract: Extract, generator: Generator, batch: int) -> Tensor | None:
+        """Say which places an epoch's batches have, where they are not drawn at random.
+
+        Args:
+            extract: as of `on_epoch_start`, as are the rest.
+            batch: places of a step on all ranks together, B.
+
+        Returns:
+            Places `(SB,)`, S = N // B, the first B of them the first step's, … None: every place once, in any order.
+        """
+        return None
+
     def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
         """A step.
 
@@ -88,3 +109,20 @@ class Method(nn.Module):
 
     def after_step(self, embeddings: Tensor, index: Tensor) -> None:
         """Remember what `forward` was given, detached, once the network has learned from it."""
+
+
+class TaughtMethod(Method):
+    """A method that learns from a teacher too: an average of the network's past weights, which sees the same views."""
+
+    def forward(  # type: ignore[override]
+        self, embeddings: Tensor, index: Tensor, features: Tensor, teacher: tuple[Tensor, Tensor]
+    ) -> dict[str, Tensor]:
+        """A step; see `Method.forward`.
+
+        Args:
+            embeddings, index: as of any method.
+            features: pooled `(VB, F)`, of any norm, as the head takes them.
+            teacher: what the teacher makes of the same views, without gradient: its features `(VB, F)` and embeddings
+                `(VB, D)`.
+        """
+        raise NotImplementedError

@@ -93,7 +93,7 @@ class DeepCluster(Method):
 
     @torch.no_grad()
     def on_epoch_start(self, extract: Extract, generator: Generator) -> Tensor:
-        features, _ = extract(raw=self.raw)
+        features, _ = extract("raw" if self.raw else "unit")
         seed = int(torch.randint(2**31, (1,), generator=generator))
         labels, _ = kmeans(whiten(features, self.pca), self.clusters, seed, iterations=self.iterations, tolerance=0)
         self.labels.copy_(labels)

@@ -102,8 +102,10 @@ def read_weights(folder: Path, name: str) -> tuple[dict[str, Any], tuple[str, st
 
 
 def part_of(weights: dict[str, Any], part: str) -> dict[str, Any]:
-    """Those of `backbone` or `head`, by their names in it."""
-    return {name.removeprefix(f"{part}."): weight for name, weight in weights.items() if name.startswith(f"{part}.")}
+    """Those of `backbone` or `head`, by their names in it: where weights are averaged, the average's."""
+    averaged = f"average.{part}."
+    prefix = averaged if any(name.startswith(averaged) for name in weights) else f"{part}."
+    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
 
 
 def fill(module: Any, checkpoint: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ ASIDE = ("run_dir", "sweep_dir", "cache_dir", "logger", "trainer.enable_progress
 # What may change when a run goes on: none of it alters what an epoch learns.
 FREE = (*ASIDE, "trainer.max_epochs", "dataset.cache_dir", "backbone.cache_dir", "callbacks.pictures")
 LOCK, HOLDER, PROGRESS, OVERRIDES = ".lock", ".holder", "progress.json", "overrides.json"
+BEFORE = {"head": {"hidden": [], "orthogonal": False}, "decay": "all", "ema": None, "microbatch": None}
 PROBED = 1  # seconds: who only asks for the holder has the lock for a moment
 MOST, DEEPEST = 2**17, 20  # characters and levels that a config has
 
@@ -158,12 +159,24 @@ def load_config(folder: Path) -> DictConfig:
         plain = yaml.safe_load(text)
         if not isinstance(plain, dict):
             raise ValueError("it holds no settings")
-        if isinstance(plain.get("protocol"), dict):
-            plain["protocol"].setdefault("final", {})  # runs from before there was any are scored again without
+        _bring_up_to_date(plain)
         settings.check_foreign(plain)
         return OmegaConf.create(plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} can't be used: {' '.join(str(error).split())}") from error
+
+
+def _bring_up_to_date(plain: dict[str, Any]) -> None:
+    """Say in the config of a run of an earlier version what it did by default."""
+    plain |= {name: value for name, value in BEFORE.items() if name not in plain}
+    protocol, schedule, recipe, dataset = (plain.get(name) for name in ("protocol", "schedule", "recipe", "dataset"))
+    if isinstance(dataset, dict):
+        dataset |= {"view_milestones": [], "view_sizes": [], **dataset}
+    if isinstance(protocol, dict):
+        protocol.setdefault("final", {})
+    if isinstance(schedule, dict) and isinstance(recipe, dict) and schedule.keys() == {"milestones", "factors"}:
+        recipe |= {"lr": 1.0, **schedule}
+        schedule |= {"_target_": "src.schedules.MultiStep", "warmup": 0, "unit": "epochs"}
 
 
 def _is_simple(text: str) -> bool:

@@ -1,5 +1,6 @@
 """The pass between epochs on a real module and store: what a method gets, and what becomes of its companions."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 
+from src.backbones.head import Head
 from src.backbones.resnet import resnet18
 from src.callbacks.refresh import Refresh, _before_last_relu
 from src.datamodules.base import StoreDataModule
 from src.methods.base import Extract, Method
 from src.module import EmbeddingModule
+from src.schedules import MultiStep
 from tests.conftest import datamodule_options, small_store
 
 
@@ -62,10 +65,17 @@ class Views(pl.Callback):
         self.seen.append(batch["views"].clone())
 
 
+def make_module(method: Method) -> EmbeddingModule:
+    network = resnet18(8)
+    make_optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    head = Head(network.num_features, 8)
+    return EmbeddingModule(network, head, method, make_optimizer, MultiStep([], [], 0, "epochs"), seed=0)
+
+
 def train(folder: Path, method: Method, epochs: int, *callbacks: pl.Callback, resume: Path | None = None) -> pl.Trainer:
     small_store(folder / "store")
     torch.manual_seed(0)
-    module = EmbeddingModule(resnet18(8), method, 8, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), [], [], seed=0)
+    module = make_module(method)
     datamodule = StoreDataModule(**datamodule_options(folder))
     datamodule.setup()
     trainer = pl.Trainer(
@@ -102,7 +112,7 @@ def test_features_are_clean_in_eval_mode_and_in_order(tmp_path: Path) -> None:
     method = Pairs()
     trainer = train(tmp_path, method, 1)
     torch.manual_seed(0)
-    untrained = EmbeddingModule(resnet18(8), Pairs(), 8, lambda p: torch.optim.SGD(p), [], [], 0).eval()
+    untrained = make_module(Pairs()).eval()
     images = trainer.datamodule.store.splits["train"].images  # type: ignore[attr-defined]
     with torch.no_grad():
         features, _ = untrained(images.permute(0, 3, 1, 2).float())
@@ -127,7 +137,7 @@ class Raw(Method):
     """Keeps the raw features, and those of unit norm."""
 
     def on_epoch_start(self, extract: Extract, generator: Generator) -> Tensor | None:
-        self.raw, self.pooled = extract(raw=True)[0], extract()[0]
+        self.raw, self.pooled = extract("raw")[0], extract()[0]
         return None
 
     def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:

@@ -81,15 +81,15 @@ def make(clusters: int, images: int = 300, **options: Any) -> DeepCluster:
         "weight_decay": 1e-5,
     }
     method = DeepCluster(clusters, **published | options)
-    method.setup(TrainingSet(images, 8, pretrained=False, labels=None))
+    method.setup(TrainingSet(images, 8, pretrained=False, labels=None, num_features=8))
     return method
 
 
 def looking_at(points: Tensor, raw_points: Tensor | None = None) -> Extract:
     """A pass whose raw features are others than those of unit norm."""
 
-    def extract(*, raw: bool = False) -> tuple[Tensor, Tensor]:
-        return (raw_points if raw and raw_points is not None else points), points
+    def extract(kind: str = "unit") -> tuple[Tensor, Tensor]:
+        return (raw_points if kind == "raw" and raw_points is not None else points), points
 
     return extract
 

@@ -15,7 +15,7 @@ def test_agrees_with_the_equation(temperature: float) -> None:
 
 def test_learns_a_weight_for_each_image() -> None:
     method = Exemplar(1.0)
-    method.setup(TrainingSet(6, 4, pretrained=False, labels=None))
+    method.setup(TrainingSet(6, 4, pretrained=False, labels=None, num_features=8))
     f, index = unit(6, 4, dtype=torch.float32), torch.arange(6)
     optimizer = torch.optim.SGD(method.parameters(), lr=50)
     before = method(f, index)["loss"].item()

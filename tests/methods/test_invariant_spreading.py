@@ -154,7 +154,7 @@ def test_a_coin_tosses_between_an_image_and_its_nearest() -> None:
 
 
 def test_only_nearest_positives_ask_for_features() -> None:
-    def extract(*, raw: bool = False) -> tuple[Tensor, Tensor]:
+    def extract(kind: str = "unit") -> tuple[Tensor, Tensor]:
         return unit(4, 6), unit(4, 3)
 
     method = InvariantSpreading(0.1, "all", True, 0.5, "nearest")

@@ -185,7 +185,7 @@ def make(**options: Any) -> MiningOnManifolds:
 
 def ready(**options: Any) -> MiningOnManifolds:
     method = make(**options)
-    method.setup(TrainingSet(120, 8, pretrained=True, labels=None))
+    method.setup(TrainingSet(120, 8, pretrained=True, labels=None, num_features=8))
     return method
 
 
@@ -195,8 +195,8 @@ class Looking:
     def __init__(self, features: Tensor, embeddings: Tensor) -> None:
         self.features, self.embeddings, self.times = features, embeddings, 0
 
-    def __call__(self, *, raw: bool = False) -> tuple[Tensor, Tensor]:
-        assert not raw
+    def __call__(self, kind: str = "unit") -> tuple[Tensor, Tensor]:
+        assert kind == "unit"
         self.times += 1
         return self.features, self.embeddings
 
@@ -249,9 +249,9 @@ def test_a_step_weighs_each_triplet_by_its_positive() -> None:
 
 def test_what_it_needs_is_asked_for() -> None:
     with pytest.raises(ValueError, match=r"30 nearest of an image, but there are 31 training images"):
-        make().setup(TrainingSet(31, 8, pretrained=True, labels=None))
+        make().setup(TrainingSet(31, 8, pretrained=True, labels=None, num_features=8))
     with pytest.warns(UserWarning, match="not trained before"):
-        make().setup(TrainingSet(32, 8, pretrained=False, labels=None))
+        make().setup(TrainingSet(32, 8, pretrained=False, labels=None, num_features=8))
     points = unit(30, 4)
     with pytest.raises(ValueError, match="no hard positives and negatives"):
         make(k=29, negative_k=29, graph_k=29).on_epoch_start(Looking(points, points), Generator())

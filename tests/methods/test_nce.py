@@ -43,7 +43,7 @@ def test_z_is_n_times_the_mean() -> None:
 def make(noise: int = 16, proximal: float = 2.0) -> NCE:
     torch.manual_seed(0)
     method = NCE(0.1, noise, 0.5, proximal)
-    method.setup(TrainingSet(9, 4, pretrained=False, labels=None))
+    method.setup(TrainingSet(9, 4, pretrained=False, labels=None, num_features=8))
     return method
 
 

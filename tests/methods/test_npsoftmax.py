@@ -10,7 +10,7 @@ from tests.methods.reference import assert_same, softmax, unit
 def test_agrees_with_the_equation(tau: float) -> None:
     f, v, index = unit(5, 4).requires_grad_(), unit(9, 4, seed=1), torch.tensor([0, 8, 3, 4, 1])
     method = NPSoftmax(tau, 0.5)
-    method.setup(TrainingSet(9, 4, pretrained=False, labels=None))
+    method.setup(TrainingSet(9, 4, pretrained=False, labels=None, num_features=8))
     method.double().bank.memory.copy_(v)
     assert_same(method(f, index)["loss"], softmax(f, v, index, tau), f)
 
@@ -18,7 +18,7 @@ def test_agrees_with_the_equation(tau: float) -> None:
 def test_the_memory_follows_after_the_step() -> None:
     """The loss reads the memory as it was; the backward pass may not find it changed."""
     method = NPSoftmax(0.1, 0.5)
-    method.setup(TrainingSet(9, 4, pretrained=False, labels=None))
+    method.setup(TrainingSet(9, 4, pretrained=False, labels=None, num_features=8))
     memory = method.bank.memory.clone()
     f, index = unit(3, 4, dtype=torch.float32).requires_grad_(), torch.tensor([2, 0, 5])
     loss = method(f, index)["loss"]

@@ -14,7 +14,7 @@ LABELS = torch.tensor([4, 4, 9, 9, 7, 7])
 
 def make(loss: str, miner: str | None = None, labels: torch.Tensor = LABELS, **options: Any) -> Supervised:
     method = Supervised(loss, options, miner, {"type_of_triplets": "semihard"} if miner else {})
-    method.setup(TrainingSet(len(labels), 5, pretrained=False, labels=labels))
+    method.setup(TrainingSet(len(labels), 5, pretrained=False, labels=labels, num_features=8))
     return method
 
 

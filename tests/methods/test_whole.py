@@ -280,7 +280,7 @@ def test_supervised_with_a_miner() -> None:
 def test_untrained() -> None:
     """It alone says that there is nothing to train, and has nothing that could be."""
     method = Untrained()
-    method.setup(TrainingSet(IMAGES, DIM, pretrained=False, labels=None))
+    method.setup(TrainingSet(IMAGES, DIM, pretrained=False, labels=None, num_features=8))
     assert not method.trains
     assert not method.state_dict()
     with pytest.raises(NotImplementedError):

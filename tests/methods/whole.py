@@ -78,7 +78,7 @@ def _assemble(
 ) -> tuple[Tiny, Method, torch.optim.SGD]:
     torch.manual_seed(seed)  # of what the method begins with
     method = make()
-    method.setup(TrainingSet(IMAGES, DIM, pretrained=True, labels=labels))
+    method.setup(TrainingSet(IMAGES, DIM, pretrained=True, labels=labels, num_features=8))
     method.double()
     network = Tiny()
     groups: list[dict[str, Any]] = [{"params": list(network.parameters())}]
@@ -93,11 +93,11 @@ def _refresh(
     looks = 0
 
     @torch.no_grad()
-    def extract(*, raw: bool = False) -> tuple[Tensor, Tensor]:
+    def extract(kind: str = "unit") -> tuple[Tensor, Tensor]:
         nonlocal looks
         looks += 1
         features, embeddings = network(clean_images())
-        return features if raw else functional.normalize(features, dim=1), embeddings
+        return features if kind == "raw" else functional.normalize(features, dim=1), embeddings
 
     companions = method.on_epoch_start(extract, generator)
     if method.restarts:

@@ -72,7 +72,7 @@ def methods() -> list[Method]:
     ]
     for method in ours + others:
         labels = torch.arange(8) // 3 if method.supervised else None
-        method.setup(TrainingSet(images=8, embedding_dim=8, pretrained=False, labels=labels))
+        method.setup(TrainingSet(images=8, embedding_dim=8, pretrained=False, labels=labels, num_features=8))
         method.double()
     return ours + others
 
