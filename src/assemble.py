@@ -52,6 +52,7 @@ def assemble(
     datamodule.prepare_data()
     datamodule.setup()
     datamodule.check(ranks)
+    check_size(backbone, min(datamodule.view_sizes))
     if config.protocol.disjoint:
         check_disjoint(datamodule)
     assert datamodule.store is not None
@@ -128,6 +129,19 @@ def begin_with(backbone: nn.Module, described: DictConfig, folder: Path, which: 
 def _named(backbone: DictConfig) -> str:
     options = [f"{name}={backbone[name]}" for name in map(str, backbone) if name not in ASIDE]
     return f"{backbone._target_.rpartition('.')[2]}({', '.join(options)})"
+
+
+def check_size(backbone: nn.Module, size: int) -> None:
+    """Raise a ValueError where the network makes nothing of images of `size` pixels a side."""
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, 3, size, size))
+    except RuntimeError as error:
+        setting = f"input.size={size} or one of dataset.view_sizes"
+        raise ValueError(f"{setting} is too small for the network ({str(error).splitlines()[0]})") from error
+    finally:
+        backbone.train(training)
 
 
 def check_disjoint(datamodule: StoreDataModule) -> None:

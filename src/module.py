@@ -54,7 +54,7 @@ class EmbeddingModule(pl.LightningModule):
         seed: with the step it determines what the network and the method draw, so that a resumed run draws the same.
         decay: whether weight decay shrinks all parameters, or only weights: not those of norms, nor biases.
         ema: at each step, what an average of the weights keeps of itself; that is evaluated then. None: no average.
-        microbatch: views the network sees at once in training; the step is the same (`_in_parts`). None: all of them.
+        microbatch: views the network sees at once in training; the step is the same (`in_parts`). None: all of them.
 
     Attributes:
         average: what is evaluated in the network's place, where there is one.
@@ -93,7 +93,7 @@ class EmbeddingModule(pl.LightningModule):
         The terms are the method's, and with two views an image their `alignment`, 0 to 4 (Wang and Isola, ICML 2020).
         """
         seed_device(self.device, self.seed * 1_000_003 + self.global_step)
-        features = _in_parts(self.backbone, batch["views"], self.microbatch)
+        features = in_parts(self.backbone, batch["views"], self.microbatch)
         embeddings = self.head(features) if self.method.unit_norm else self.head.project(features)
         given: dict[str, Any] = {}
         if self.teacher:
@@ -155,7 +155,7 @@ class EmbeddingModule(pl.LightningModule):
         return max(1, int(self.trainer.num_training_batches))
 
 
-def _in_parts(network: nn.Module, images: Tensor, at_once: int | None) -> Tensor:
+def in_parts(network: nn.Module, images: Tensor, at_once: int | None) -> Tensor:
     """What `network` makes of images, `at_once` of them at a time, holding what the gradient needs for so many only.
 
     Of the others only what comes out is kept; when the gradient arrives, each part is computed again (Gao et al., 2021,

@@ -98,7 +98,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any], cluster: An
 
 
 if __name__ == "__main__":
-    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv):
+    if {*cli.MULTIRUN, "hydra.mode=MULTIRUN"} & set(sys.argv):
         from src.sweeping import plugins
 
         plugins.register()

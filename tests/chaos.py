@@ -33,6 +33,10 @@ METHODS = {
     "nearest": ["method=invariant_spreading", "method.positives=nearest"],
     "nce": ["method=nce", "method.noise=64"],
     "deepcluster": ["method=deepcluster", "method.clusters=10", "method.pca=16"],
+    "pieces": [
+        *("schedule=one_cycle", "optimizer=adamw", "decay=weights", "head=mlp", "head.hidden=[32]", "ema=0.9"),
+        *("microbatch=10", "dataset.view_milestones=[1]", "dataset.view_sizes=[12]"),
+    ],
 }
 SMALL = [
     "dataset.limit=200",
@@ -48,7 +52,7 @@ RANKS = {1: [], 2: ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu
 WRITES = ("checkpoints/.last.ckpt.partial", "checkpoints/.best.ckpt.partial", ".config.yaml.*", ".results.json.*")
 ASKED = {"SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1}
 WAYS = ("any time", "any time", *WRITES, *ASKED, *ASKED, *ASKED)
-TIMES = ("train/images_per_s", "train/refresh_s")  # of no matter
+TIMES = ("train/images_per_s", "train/refresh_s", "train/seconds")  # of no matter
 
 
 def start(arguments: list[str], log: Path) -> int:

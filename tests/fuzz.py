@@ -237,6 +237,8 @@ def judge(status: int, output: str, errors: str, results: Path) -> str:
         return "" if all(math.isfinite(number) for number in numbers) else "a result that is not finite"
     if status not in (1, 2):
         return f"status {status}"
+    if status == 2 and ": error: " in errors.strip().splitlines()[-1]:
+        return ""  # argparse's usage
     if len(lines) != 1 or not errors.strip().splitlines()[-1].startswith(lines[0][:6]):
         return f"not one line: {errors[-300:]!r}"
     return "a result of a run that failed" if results.exists() else ""

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from torch.utils.data import DataLoader
 from src.backbones.head import Head
 from src.backbones.resnet import resnet18
 from src.callbacks.steps import Steps
-from src.methods.base import Method, TrainingSet
+from src.methods.base import Method, TaughtMethod, TrainingSet
 from src.methods.exemplar import Exemplar
 from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss
-from src.module import EmbeddingModule
+from src.methods.simclr import SimCLR
+from src.module import EmbeddingModule, seed_device
 from src.schedules import MultiStep
 
 
@@ -30,13 +32,14 @@ class Eyes(nn.Module):
 
     num_features = 6
 
-    def __init__(self) -> None:
+    def __init__(self, share: float = 0.2) -> None:
         super().__init__()
+        self.share = share
         self.layer, self.norm = nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6)
         self.types: list[torch.dtype] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        convolved = self.layer(functional.dropout(images, 0.2, self.training))
+        convolved = self.layer(functional.dropout(images, self.share, self.training))
         self.types.append(convolved.dtype)
         features: Tensor = self.norm(convolved).relu().mean((2, 3))
         return features
@@ -159,6 +162,136 @@ def test_the_optimiser_holds_every_parameter_once_and_the_methods_in_its_own_way
     alone = make()
     optimizer = alone.make_optimizer(alone.parameter_groups())
     assert len(optimizer.param_groups) == 1, "a method without parameters has no group"
+
+
+def test_weight_decay_can_spare_norms_and_biases() -> None:
+    module = make(method=Watched(options={"weight_decay": 0.01}), decay="weights", head=Head(6, 16, [8]))
+    groups = module.parameter_groups()
+    named = {id(parameter): name for name, parameter in module.named_parameters()}
+    kept, spared, own = ({named[id(parameter)] for parameter in group["params"]} for group in groups)
+    assert kept == {"backbone.layer.weight", "head.hidden.0.weight", "head.linear.weight"}
+    norms = {f"{norm}.{part}" for norm in ("backbone.norm", "head.hidden.1") for part in ("weight", "bias")}
+    assert spared == norms | {"backbone.layer.bias", "head.linear.bias"}
+    assert own == {"method.weight", "method.idle"}
+    assert [group.get("weight_decay") for group in groups] == [None, 0, 0]
+
+
+def test_an_average_of_the_weights_is_evaluated_and_follows_each_step() -> None:
+    outputs, seen = Outputs(), []
+
+    class Weights(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+            seen.append(pl_module.head.linear.weight.detach().clone())
+
+    module = make(ema=0.8)
+    expected = module.head.linear.weight.detach().clone()
+    fit(module, Weights(), epochs=2, batches=3)
+    for weight in seen:
+        expected = 0.8 * expected + 0.2 * weight
+    assert module.average is not None
+    torch.testing.assert_close(module.average.head.linear.weight, expected)
+    assert not torch.allclose(expected, module.head.linear.weight)
+    make_trainer(outputs).validate(module, evaluation(), verbose=False)
+    module.eval()
+    for batch, found in zip(evaluation()[0], outputs.validation[0], strict=True):
+        features, embedding = module.average(batch["image"])
+        torch.testing.assert_close(found["embedding"], embedding)
+        torch.testing.assert_close(found["pooled"], functional.normalize(features, dim=1))
+        assert not torch.allclose(found["embedding"], module(batch["image"])[1], atol=1e-3)
+
+
+class Taught(TaughtMethod):
+    """Keeps what it was given."""
+
+    teacher_decay = 0.7
+
+    def __init__(self, evaluates: bool, unit_norm: bool) -> None:
+        super().__init__()
+        self.teacher_evaluates, self.unit_norm = evaluates, unit_norm
+        self.given: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def forward(  # type: ignore[override]
+        self, embeddings: Tensor, index: Tensor, features: Tensor, teacher: tuple[Tensor, Tensor]
+    ) -> dict[str, Tensor]:
+        assert features.requires_grad
+        assert not any(part.requires_grad for part in teacher)
+        self.given.append((embeddings.detach(), features.detach(), *teacher))
+        return {"loss": (embeddings - teacher[1].roll(1, 0)).square().sum() + features.square().mean()}
+
+
+@pytest.mark.parametrize("evaluates", [True, False])
+@pytest.mark.parametrize("unit_norm", [True, False])
+def test_a_teacher_sees_the_same_views_and_follows_the_network(evaluates: bool, unit_norm: bool) -> None:
+    method = Taught(evaluates, unit_norm)
+    module = make(method=method, backbone=lambda: Eyes(share=0))
+    before = copy.deepcopy(module)
+    fit(module, batches=2)
+    views = [batch["views"] for batch in loader(2)]
+    first, second = method.given
+    assert before.teacher is not None
+    assert module.teacher is not None
+    features, embeddings = before.teacher.train()(views[0], unit_norm)
+    torch.testing.assert_close(first[2:], (features, embeddings))
+    before.train()
+    student = before.backbone(views[0])
+    torch.testing.assert_close(first[1], student.detach())
+    if not evaluates:
+        torch.testing.assert_close(first[2], first[1])
+    assert not torch.allclose(second[1], second[2], atol=1e-4), "it lags behind"
+    assert all(part.training != evaluates for part in module.teacher.modules())
+    assert not any("teacher" in named for group in module.parameter_groups() for named in group)
+
+
+class Plain(nn.Module):
+    """Without batch norm, so that images do not depend on each other."""
+
+    num_features = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 6, 3, stride=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.layer(images).tanh().mean((2, 3))
+        return features
+
+
+def gradients(module: EmbeddingModule) -> dict[str, Tensor | None]:
+    """Of one step."""
+    (batch,) = loader(1, module.method.views)
+    module.training_step(batch, 0)["loss"].backward()
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 8, 100])
+@pytest.mark.parametrize("method", [InvariantSpreading(0.1, "all", False, 0.5, "self"), Exemplar(0.1), SimCLR(0.5)])
+def test_in_parts_the_gradient_is_that_of_the_whole_batch(method: Method, at_once: int) -> None:
+    whole, parts = (
+        gradients(make(method=copy.deepcopy(method), backbone=Plain, microbatch=microbatch))
+        for microbatch in (None, at_once)
+    )
+    for name, gradient in whole.items():
+        part = parts[name]
+        assert gradient is not None
+        assert part is not None
+        assert (part - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def test_in_parts_no_part_counts_twice_and_each_draws_what_it_drew() -> None:
+    """Batch norm's statistics after one step, and dropout, which a part that is computed again must repeat."""
+    module = make(method=SimCLR(0.5), microbatch=3)
+    by_hand = copy.deepcopy(module)
+    found = gradients(module)
+    (batch,) = loader(1)
+    seed_device(torch.device("cpu"), 0)
+    features = torch.cat([by_hand.backbone(part) for part in batch["views"].split(3)])
+    by_hand.method(by_hand.head(features), batch["index"])["loss"].backward()
+    for name, parameter in by_hand.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
+    for (name, buffer), expected in zip(module.named_buffers(), by_hand.buffers(), strict=True):
+        torch.testing.assert_close(buffer, expected, msg=name)
+    norms = [part.momentum for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert norms == [0.1], "and it goes on as before"
 
 
 @pytest.mark.parametrize("unit_norm", [True, False])
@@ -322,12 +455,6 @@ def test_schedule(milestones: tuple[int, ...], factors: tuple[float, ...], share
     fit(module, Rates(), epochs=len(shares), batches=3)
     expected = [[0.5 * share, 0.2 * share] for share in shares for _ in range(3)]
     assert [rate for pair in rates for rate in pair] == pytest.approx([rate for pair in expected for rate in pair])
-
-
-@pytest.mark.parametrize(("milestones", "factors"), [((3, 2), (0.1, 0.1)), ((1, 2), (0.1,))])
-def test_impossible_schedules_are_named(milestones: tuple[int, ...], factors: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="schedule: milestones"):
-        make(milestones, factors)
 
 
 class Broken(Method):

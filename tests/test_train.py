@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from src.running import checkpoints
-from tests.chaos import differences, outcome
+from tests.chaos import TIMES, differences, outcome
 from tests.conftest import ROOT, Run
 
 QUICK = (
@@ -33,7 +33,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 def learned(folder: Path) -> list[dict[str, float]]:
     """The history without what depends on the machine's mood."""
-    return [{k: v for k, v in row.items() if k != "train/images_per_s"} for row in results(folder)["history"]]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in results(folder)["history"]]
 
 
 def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: Run, tmp_path: Path) -> None:
@@ -60,6 +60,9 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
     assert found["versions"]["torch"] == torch.__version__.split("+")[0]
     assert found["config"]["seed"] == found["seed"] == 0
     assert found["images_per_s"] > 0
+    seconds = [row["train/seconds"] for row in found["history"][1:]]
+    assert seconds == sorted(seconds)
+    assert 0.5 * found["wall_time_s"] > seconds[-1] > 10 * 1280 / found["images_per_s"] / 2
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     drawn = {(picture["kind"], picture["epoch"]) for picture in found["pictures"]}
     assert {("gallery", 0), ("gallery", 1), ("gallery", 10), ("failures", 10), ("map", 0), ("map", 10)} <= drawn
@@ -342,7 +345,7 @@ def test_a_multirun_leaves_complete_runs_of_their_own(run: Run, tmp_path: Path) 
 
 
 def test_one_bad_job_of_a_multirun_spares_the_others(run: Run, tmp_path: Path) -> None:
-    done = run("src.train", "-m", *QUICK, "protocol.metrics.knn.k=400,20", f"sweep_dir={tmp_path}/sweep")
+    done = run("src.train", *QUICK, "-m", "protocol.metrics.knn.k=400,20", f"sweep_dir={tmp_path}/sweep")
     assert done.returncode == 1
     assert "error: 1 of 2 runs failed" in done.stderr
     assert "protocol.metrics.knn.k=400, but the gallery has 300 images" in done.stderr
@@ -424,6 +427,7 @@ def test_an_unreachable_wandb_server_is_no_obstacle(run: Run, tmp_path: Path) ->
         (["protocol.metrics.knn.k=5000"], "protocol.metrics.knn.k=5000, but the gallery has 1437 images"),
         (["method.temperature=0"], "method.temperature=0: must be a number above 0"),
         (["schedule.milestones=[5]"], "milestones [5]"),
+        (["backbone=inception", "backbone.pretrained=false", "input.size=1"], "input.size=1 or one of dataset.view_s"),
         (["protocol.monitor=knn/top3"], "protocol.monitor=knn/top3: must be one of knn/top1, knn/top5, geometry/"),
         (["dataset=folder"], "dataset.root is missing: set dataset.root="),
         (["method.temperature=0.1;"], "method.temperature=0.1;: must be a number above 0"),

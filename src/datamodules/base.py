@@ -75,6 +75,10 @@ class StoreDataModule(pl.LightningDataModule):
                 f"dataset.view_milestones={list(view_milestones)} must rise and have a size each, got view_sizes="
                 f"{list(view_sizes)}"
             )
+        if any(size > image_size for size in view_sizes):
+            raise ValueError(
+                f"dataset.view_sizes={list(view_sizes)}: views grow to input.size={image_size}, so none may be larger"
+            )
         self.view_milestones, self.view_sizes = list(view_milestones), [*view_sizes, image_size]
         self.name, self.path = name, Path(cache_dir).expanduser() / name
         self.image_size, self.batch_size, self.eval_batch_size = image_size, batch_size, eval_batch_size

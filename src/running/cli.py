@@ -14,6 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from src.running import signals
 
 FULL = "HYDRA_FULL_ERROR"
+MULTIRUN = ("-m", "--multirun")
 PARENT = "ISIF_PARENT"  # the process that a job of a sweep ends with
 SHOWN = os.environ.get(FULL, "0") == "1"  # every error with its traceback
 MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError, ImportError, MemoryError)
@@ -34,7 +35,8 @@ def run(main: Callable[[], object], overrides: bool = True) -> None:
     if (parent := os.environ.pop(PARENT, None)) and not signals.end_with(int(parent), signal.SIGTERM):
         sys.exit(128 + signal.SIGTERM)
     if overrides:
-        sys.argv[1:] = map(_readable, sys.argv[1:])
+        given = sorted(sys.argv[1:], key=lambda argument: argument not in MULTIRUN)  # settings all on one side of it
+        sys.argv[1:] = map(_readable, given)
     os.environ[FULL] = "1"  # Hydra hands errors on instead of printing its own shortened traceback
     try:
         telling_mistakes(main)()

@@ -190,7 +190,14 @@ def test_steps_and_history(tmp_path: Path) -> None:
     best = history.best("knn/top1")
     assert best is not None
     assert best["epoch"] == 2, "the first of equals"
-    assert set(history.rows[1]) == {"epoch", "train/loss", "train/half", "train/lr", "train/images_per_s"}
+    assert set(history.rows[1]) == {
+        "epoch",
+        "train/loss",
+        "train/half",
+        "train/lr",
+        "train/images_per_s",
+        "train/seconds",
+    }
     # Eight steps an epoch, each a tenth down: the mean over the first epoch, not its last step.
     assert history.rows[1]["train/loss"] == pytest.approx(sum(1 - 0.1 * step for step in range(8)) / 8)
     assert history.rows[2]["train/half"] == pytest.approx(sum(0.2 - 0.1 * step for step in range(8)) / 16)

@@ -6,6 +6,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from src.augmentations.random import Augmentation, RandomHorizontalFlip, RandomResizedCrop
 from src.datamodules.base import StoreDataModule
@@ -91,6 +92,19 @@ def test_every_epoch_has_its_own_order_and_draws_and_a_seed_repeats_them(tmp_pat
     assert epochs[0] != epochs[1]
     assert [index for _, index, _ in other.batches] != [index for _, index, _ in first.batches]
     assert len({views.sum().item() for _, _, views in first.batches}) == 10
+
+
+def test_views_grow_at_the_milestones(tmp_path: Path) -> None:
+    small_store(tmp_path / "store")
+    whole = fit(make(tmp_path), 3, tmp_path / "whole.ckpt")
+    grown = fit(make(tmp_path, view_milestones=[1, 2], view_sizes=[4, 6]), 3, tmp_path / "grown.ckpt")
+    for (epoch, index, views), (_, same, small) in zip(whole.batches, grown.batches, strict=True):
+        assert index == same
+        size = (4, 6, 8)[epoch]
+        assert small.shape[2:] == (size, size)
+        resized = functional.interpolate(views, (size, size), mode="bilinear", antialias=True)
+        torch.testing.assert_close(small, resized if epoch < 2 else views, rtol=1e-5, atol=1e-5)
+    assert make(tmp_path, view_milestones=[1], view_sizes=[4]).finish(torch.zeros(1, 3, 8, 8)).shape[-1] == 4
 
 
 def test_a_resumed_run_sees_what_the_whole_run_saw(tmp_path: Path) -> None:
@@ -229,6 +243,9 @@ def test_where_test_classes_are_unseen_classes_are_held_out(tmp_path: Path) -> N
         ({"limit": 21}, "dataset.limit=21"),
         ({"limit": 3}, "dataset.batch_size=4 .* 3 training images"),
         ({"limit": 1}, r"1 training image\(s\) for 1 rank\(s\): a loss over pairs needs two"),
+        ({"view_milestones": [2, 1], "view_sizes": [4, 6]}, r"view_milestones=\[2, 1\] must rise"),
+        ({"view_milestones": [2], "view_sizes": []}, "must rise and have a size each"),
+        ({"view_milestones": [2], "view_sizes": [9]}, r"view_sizes=\[9\]: views grow to input.size=8"),
         ({"image_size": 9}, "input.size=9: .* images of 8 pixels"),
     ],
 )

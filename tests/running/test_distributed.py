@@ -15,11 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from src.methods.base import Method, TrainingSet
 from src.methods.exemplar import Exemplar
-from src.methods.invariant_spreading import InvariantSpreading
+from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss
 from src.methods.npsoftmax import NPSoftmax
 from src.methods.simclr import SimCLR
 from src.methods.supervised import Supervised
 from src.methods.triplet import Triplet
+from src.module import in_parts
 from src.running.distributed import broadcast_buffers, gather_unique, gather_views
 
 RANKS = 2
@@ -148,3 +149,33 @@ def test_one_process_exchanges_nothing() -> None:
 @pytest.mark.parametrize("empty", [torch.empty(0, dtype=torch.long)])
 def test_nothing_to_gather(empty: torch.Tensor) -> None:
     assert [len(tensor) for tensor in gather_unique(empty, empty)] == [0, 0]
+
+
+def _in_parts(rank: int, folder: Path, at_once: int | None = 3) -> None:
+    """Lightning's own DDP around a whole step, whose views go through the network three at a time."""
+    network = Whole(at_once)
+    wrapped = DistributedDataParallel(network) if torch.distributed.is_initialized() else network
+    part = views()[:, rank * 4 : rank * 4 + 4] if torch.distributed.is_initialized() else views()
+    wrapped(part.flatten(0, 1)).backward()
+    torch.save([parameter.grad for parameter in network.parameters()], folder / f"{rank}.pt")
+
+
+class Whole(nn.Module):
+    """Network and loss in one, as the module is."""
+
+    def __init__(self, at_once: int | None) -> None:
+        super().__init__()
+        self.network, self.at_once = Tiny(), at_once
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        embeddings = gather_views(in_parts(self.network, images, self.at_once))
+        return invariant_spreading_loss(embeddings, stop_gradient=False)
+
+
+def test_on_two_ranks_in_parts_the_gradient_is_that_of_one_process_with_all_at_once(tmp_path: Path) -> None:
+    on_two_ranks(_in_parts, tmp_path)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
+    _in_parts(0, tmp_path, at_once=None)
+    for expected, *found in zip(torch.load(tmp_path / "0.pt"), *ranks, strict=True):
+        for gradient in found:
+            torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from src.running.ranks import find_cluster, spawn
+from tests.chaos import TIMES
 from tests.conftest import ROOT, Run
 
 
@@ -117,7 +118,7 @@ def free_port() -> int:
 
 def history(folder: Path) -> list[dict[str, float]]:
     rows = json.loads((folder / "results.json").read_text())["history"]
-    return [{key: value for key, value in row.items() if key != "train/images_per_s"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
 SRUN = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
