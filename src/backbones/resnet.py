@@ -9,7 +9,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from src.backbones.weights import load_state
 from src.backbones.winograd import WinogradConv2d
-from src.hints import Count, Text, Width
+from src.hints import Count, Stride, Text, Width
 
 InitialWeights = Literal["kaiming", "torch"]
 
@@ -23,6 +23,7 @@ class SmallImageResNet(nn.Module):
         width: channels of the first stage; each other has twice those of the one before.
         initial_weights: of the convolutions: `kaiming`, normal by the fan-out (He et al., ICCV 2015), or `torch`, the
             uniform ones that its layers come with.
+        stride: of the stem: 2 halves the image at once, for a quarter of the time.
         pool: side of the top-left square of the last map that is averaged; None takes the whole map.
         winograd: see `WinogradConv2d`.
         weights: a state dict of the same network, `.pth` or `.safetensors`; None starts from the initial ones.
@@ -40,25 +41,26 @@ class SmallImageResNet(nn.Module):
         depths: Sequence[int],
         width: int,
         initial_weights: InitialWeights,
+        stride: int,
         pool: int | None,
         winograd: bool,
         weights: str | None,
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            nn.Conv2d(3, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
         stages, channels = [], width
         for number, depth in enumerate(depths):
             blocks = []
             for position in range(depth):
-                stride, planes = 2 if number > 0 and position == 0 else 1, width * 2**number
+                step, planes = 2 if number > 0 and position == 0 else 1, width * 2**number
                 shortcut = None
-                if stride != 1 or channels != planes * block.expansion:
+                if step != 1 or channels != planes * block.expansion:
                     shortcut = nn.Sequential(
-                        conv1x1(channels, planes * block.expansion, stride), nn.BatchNorm2d(planes * block.expansion)
+                        conv1x1(channels, planes * block.expansion, step), nn.BatchNorm2d(planes * block.expansion)
                     )
-                blocks.append(block(channels, planes, stride, shortcut))
+                blocks.append(block(channels, planes, step, shortcut))
                 channels = planes * block.expansion
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
@@ -92,20 +94,22 @@ class SmallImageResNet(nn.Module):
 def resnet18(
     width: Width = 64,
     initial_weights: InitialWeights = "kaiming",
+    stride: Stride = 1,
     pool: Count | None = None,
     winograd: bool = True,
     weights: Text | None = None,
 ) -> SmallImageResNet:
     """ResNet-18, F = 8 x width features."""
-    return SmallImageResNet(BasicBlock, (2, 2, 2, 2), width, initial_weights, pool, winograd, weights)
+    return SmallImageResNet(BasicBlock, (2, 2, 2, 2), width, initial_weights, stride, pool, winograd, weights)
 
 
 def resnet50(
     width: Width = 64,
     initial_weights: InitialWeights = "kaiming",
+    stride: Stride = 1,
     pool: Count | None = None,
     winograd: bool = True,
     weights: Text | None = None,
 ) -> SmallImageResNet:
     """ResNet-50, F = 32 x width features."""
-    return SmallImageResNet(Bottleneck, (3, 4, 6, 3), width, initial_weights, pool, winograd, weights)
+    return SmallImageResNet(Bottleneck, (3, 4, 6, 3), width, initial_weights, stride, pool, winograd, weights)

@@ -169,11 +169,15 @@ def load_config(folder: Path) -> DictConfig:
 def _bring_up_to_date(plain: dict[str, Any]) -> None:
     """Say in the config of a run of an earlier version what it did by default."""
     plain |= {name: value for name, value in BEFORE.items() if name not in plain}
-    protocol, schedule, recipe, dataset = (plain.get(name) for name in ("protocol", "schedule", "recipe", "dataset"))
+    protocol, schedule, recipe, dataset, backbone = (
+        plain.get(name) for name in ("protocol", "schedule", "recipe", "dataset", "backbone")
+    )
     if isinstance(dataset, dict):
         dataset |= {"view_milestones": [], "view_sizes": [], **dataset}
     if isinstance(protocol, dict):
         protocol.setdefault("final", {})
+    if isinstance(backbone, dict) and str(backbone.get("_target_")).startswith("src.backbones.resnet."):
+        backbone.setdefault("stride", 1)
     if isinstance(schedule, dict) and isinstance(recipe, dict) and schedule.keys() == {"milestones", "factors"}:
         recipe |= {"lr": 1.0, **schedule}
         schedule |= {"_target_": "src.schedules.MultiStep", "warmup": 0, "unit": "epochs"}
