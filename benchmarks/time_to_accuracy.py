@@ -1,0 +1,193 @@
+"""kNN accuracy on CIFAR-10 against seconds of training, from random weights and without labels.
+
+`python -m benchmarks.time_to_accuracy`: `experiment=cifar10_fast`, three seeds. `--beside` adds the paper's recipe and
+lightly's SimCLR recipe, for as long; `--without` leaves out one ingredient of ours at a time; `--figure PATH` draws it.
+
+Seconds are of training: steps and what is looked up between them. What is said of ours besides, "in all", is the whole
+command, but for decoding the images once. Runs lie in `--out`: the same command goes on, and finished ones are read.
+"""
+
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from lightly.loss import NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+from lightly.transforms import SimCLRTransform
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from benchmarks.train_step import CONF, WORKERS, Pictures
+from src.backbones.resnet import resnet18
+from src.datamodules.store import Split, read_store
+from src.metrics.knn import WeightedKNN
+from src.running import figures
+from src.running.hardware import describe_hardware, describe_versions
+from src.running.runs import write_atomically
+
+Curve = list[tuple[float, float, float]]  # seconds; kNN top-1 in percent of the embedding, of the pooled features
+OURS = ["experiment=cifar10_fast"]
+PAPERS = ["experiment=cifar10_paper", "trainer.max_epochs=2", "callbacks.probe=null", "callbacks.pictures=null"]
+WITHOUT = {
+    "the schedule": ["schedule=steps", "schedule.milestones=[]", "schedule.factors=[]"],
+    "the MLP head": ["head=linear"],
+    "decay spared norms and biases": ["decay=all"],
+    "the stem's stride": ["backbone.stride=1"],
+}
+BATCH = 128  # lightly's recipe for CIFAR-10 takes the rate 0.06 for so many
+
+
+def train(folder: Path, settings: list[str]) -> dict[str, Any]:
+    """The results of a run of ours, trained where there are none yet."""
+    if not (folder / "results.json").exists():
+        subprocess.run([sys.executable, "-m", "src.train", *settings, "logger=none", f"run_dir={folder}"], check=True)
+    return dict(json.loads((folder / "results.json").read_text()))
+
+
+def curve(results: dict[str, Any]) -> Curve:
+    scored = [row for row in results["history"] if "knn/top1" in row]
+    return [(row.get("train/seconds", 0.0), row["knn/top1"], row["pooled/knn/top1"]) for row in scored]
+
+
+def lightlys(folder: Path, seconds: float, seed: int) -> Curve:
+    """lightly's SimCLR recipe, float32 and image by image, scored four times in `seconds` of training."""
+    path = folder / "curve.json"
+    if path.exists():
+        return [tuple(point) for point in json.loads(path.read_text())]
+    torch.manual_seed(seed)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["dataset=cifar10"])
+    store = read_store(Path(config.cache_dir).expanduser() / "cifar10").splits
+    network, head, criterion = resnet18(winograd=False), SimCLRProjectionHead(512, 512, 128), NTXentLoss()
+    rate = 6e-2
+    parameters = [*network.parameters(), *head.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=5e-4)
+    pictures = Pictures(store["train"].images.numpy(), SimCLRTransform(input_size=32, gaussian_blur=0.0))
+    loader = DataLoader(pictures, BATCH, True, drop_last=True, num_workers=WORKERS, multiprocessing_context="fork")
+    found, trained, began = [(0.0, *score(network, head, store))], 0.0, time.perf_counter()
+    while trained < seconds:
+        for (first, second), _ in loader:
+            for group in optimizer.param_groups:  # half a cosine over the budget, as its recipe has over the epochs
+                share = min(1.0, (trained + time.perf_counter() - began) / seconds)
+                group["lr"] = rate * (1 + torch.cos(torch.tensor(torch.pi * share)).item()) / 2
+            loss = criterion(head(network(first)), head(network(second)))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if trained + time.perf_counter() - began > seconds * len(found) / 4:
+                trained += time.perf_counter() - began
+                found.append((trained, *score(network, head, store)))
+                began = time.perf_counter()
+            if len(found) == 5:
+                break
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(found))
+    return found
+
+
+@torch.no_grad()
+def score(network: nn.Module, head: nn.Module, store: Mapping[str, Split]) -> tuple[float, float]:
+    """kNN top-1 in percent, k = 200, tau = 0.1, of the head's output and of what is before it."""
+    network.eval()
+    head.eval()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    spaces: dict[str, tuple[Tensor, Tensor]] = {}
+    for name in ("test", "train"):
+        parts = []
+        for images in store[name].images.split(500):
+            features = network((images.permute(0, 3, 1, 2) / 255 - mean) / std)
+            parts.append((functional.normalize(head(features), dim=1), functional.normalize(features, dim=1)))
+        spaces[name] = tuple(torch.cat(part) for part in zip(*parts, strict=True))  # type: ignore[assignment]
+    network.train()
+    head.train()
+    scores = []
+    for query, gallery in zip(spaces["test"], spaces["train"], strict=True):
+        knn = WeightedKNN()
+        knn.update(query, store["test"].labels, gallery, store["train"].labels)
+        scores.append(float(knn.compute()["top1"]))
+    return scores[0], scores[1]
+
+
+def draw(curves: dict[str, list[Curve]], path: Path) -> None:
+    """Every run a line, the embedding's full and the pooled features' dashed."""
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for number, (name, runs) in enumerate(curves.items()):
+        for seed, points in enumerate(runs):
+            for space, line in ((1, "-"), (2, ":")):
+                label = f"{name}, {('', 'embedding', 'pooled')[space]}" if not seed else None
+                xs, ys = [point[0] / 60 for point in points], [point[space] for point in points]
+                axes.plot(xs, ys, line, marker=".", color=f"C{number}", label=label)
+    axes.set_xlabel("minutes of training")
+    axes.set_ylabel("kNN top-1 (%), k = 200, τ = 0.1")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figures.save(figure, path.with_suffix(""), [path.suffix.removeprefix(".")])
+
+
+def main() -> None:
+    parser = ArgumentParser("python -m benchmarks.time_to_accuracy", None, __doc__, None)
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.add_argument("settings", nargs="*", help="of src.train, for ours")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--beside", action="store_true", help="the paper's recipe and lightly's, seed 0")
+    parser.add_argument("--without", action="store_true", help="one ingredient at a time, seed 0")
+    parser.add_argument("--out", type=Path, default=Path("runs/time_to_accuracy"))
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    facts, versions = describe_hardware("cpu", 1), describe_versions()
+    print(
+        f"# CIFAR-10: kNN against seconds of training\n\n{datetime.date.today()}; {facts['cpu']}, {os.cpu_count()} "
+        f"cores; Python {versions['python']}, torch {versions['torch']}; seeds {options.seeds}.\n\n| | seconds of "
+        "training | kNN, embedding | kNN, pooled | seconds in all |\n|---|---|---|---|---|",
+        flush=True,
+    )
+    curves: dict[str, list[Curve]] = {"ours": []}
+    wall = []
+    for seed in options.seeds:
+        results = train(options.out / f"ours-{seed}", [*OURS, f"seed={seed}", *options.settings])
+        curves["ours"].append(curve(results))
+        wall.append(results["wall_time_s"])
+    row("ours", curves["ours"], wall)
+    if options.without:
+        for name, settings in WITHOUT.items():
+            results = train(options.out / f"without-{settings[0]}", [*OURS, *settings, *options.settings])
+            row(f"without {name}", [curve(results)], [results["wall_time_s"]])
+    if options.beside:
+        results = train(options.out / "paper", PAPERS)
+        curves["the paper's recipe"] = [curve(results)]
+        row("the paper's recipe, 2 epochs", curves["the paper's recipe"], [results["wall_time_s"]])
+        longest = curves["the paper's recipe"][0][-1][0]
+        curves["lightly's SimCLR"] = [lightlys(options.out / "lightly", longest, 0)]
+        row("lightly's SimCLR, as long", curves["lightly's SimCLR"], [])
+    if options.figure:
+        draw(curves, options.figure)
+
+
+def row(name: str, runs: list[Curve], wall: list[float]) -> None:
+    """Of the last points of some runs: mean, and standard deviation where there are several."""
+    columns = [[run[-1][column] for run in runs] for column in range(3)] + [wall]
+    print(f"| {name} | " + " | ".join(map(spread, columns)) + " |", flush=True)
+
+
+def spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+if __name__ == "__main__":
+    main()
