@@ -169,9 +169,12 @@ def load_config(folder: Path) -> DictConfig:
 def _bring_up_to_date(plain: dict[str, Any]) -> None:
     """Say in the config of a run of an earlier version what it did by default."""
     plain |= {name: value for name, value in BEFORE.items() if name not in plain}
-    protocol, schedule, recipe, dataset = (plain.get(name) for name in ("protocol", "schedule", "recipe", "dataset"))
+    groups = ("protocol", "schedule", "recipe", "dataset", "backbone")
+    protocol, schedule, recipe, dataset, backbone = (plain.get(name) for name in groups)
     if isinstance(dataset, dict):
         dataset |= {"view_milestones": [], "view_sizes": [], **dataset}
+    if isinstance(backbone, dict) and backbone.get("_target_") == "src.backbones.inception.inception":
+        backbone.setdefault("pool", "average")
     if isinstance(protocol, dict):
         protocol.setdefault("final", {})
     if isinstance(schedule, dict) and isinstance(recipe, dict) and schedule.keys() == {"milestones", "factors"}:
