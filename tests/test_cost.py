@@ -123,7 +123,8 @@ def test_methods_do_not_read_the_device(cache: Path, name: str) -> None:
     views = method.views if companions is None else companions.shape[1]
     embeddings = torch.empty(8 * views, 128, device="meta", requires_grad=True)
     index = torch.arange(8, device="meta")
-    wide = torch.empty(8 * views, module.backbone.num_features, device="meta", dtype=torch.bfloat16)
+    num_features: Any = module.backbone.num_features
+    wide = torch.empty(8 * views, num_features, device="meta", dtype=torch.bfloat16)
     given = {"features": wide, "teacher": (wide, embeddings.detach())} if isinstance(method, TaughtMethod) else {}
     method(embeddings, index, **given)["loss"].backward()
     method.after_step(embeddings.detach(), index)

@@ -555,7 +555,7 @@ class SelfTaught(Transcription):
         super().__init__()
         self.weights = {name: start[name].clone() for name in ("g.weight", "g.bias")}
         self.teacher = {name: value.clone() for name, value in self.weights.items()}
-        self.sigma, self.delta, self.neighbors, self.decay = sigma, delta, neighbors, momentum
+        self.sigma, self.delta, self.neighbors, self.decay, self.kept = sigma, delta, neighbors, momentum, momentum
 
     def order(self, look: Look, generator: Generator) -> list[list[int]]:
         features, _ = look()
@@ -577,7 +577,7 @@ class SelfTaught(Transcription):
 
     def remember(self, z: Tensor, index: list[int]) -> None:
         for name, value in self.weights.items():
-            self.teacher[name] = self.decay * self.teacher[name] + (1 - self.decay) * value
+            self.teacher[name] = self.kept * self.teacher[name] + (1 - self.kept) * value
 
     def state(self) -> Weights:
         return {"teacher_weight": self.teacher["g.weight"], "teacher_bias": self.teacher["g.bias"]}
