@@ -22,6 +22,7 @@ from src.backbones.resnet import resnet18, resnet50
 from src.callbacks.progress import Progress
 from src.callbacks.refresh import Refresh
 from src.callbacks.steps import Steps
+from src.methods.base import TaughtMethod
 
 ROOT = Path(__file__).parent.parent
 # All that learn, but for the losses of pytorch-metric-learning, which do read the device.
@@ -122,7 +123,10 @@ def test_methods_do_not_read_the_device(cache: Path, name: str) -> None:
     views = method.views if companions is None else companions.shape[1]
     embeddings = torch.empty(8 * views, 128, device="meta", requires_grad=True)
     index = torch.arange(8, device="meta")
-    method(embeddings, index)["loss"].backward()
+    num_features: Any = module.backbone.num_features
+    wide = torch.empty(8 * views, num_features, device="meta", dtype=torch.bfloat16)
+    given = {"features": wide, "teacher": (wide, embeddings.detach())} if isinstance(method, TaughtMethod) else {}
+    method(embeddings, index, **given)["loss"].backward()
     method.after_step(embeddings.detach(), index)
     assert embeddings.grad is not None
 

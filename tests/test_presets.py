@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.augmentations import random
 from src.methods.invariant_spreading import InvariantSpreading
+from src.methods.stml import STML
 from tests.conftest import ROOT
 
 PRESETS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -154,7 +155,7 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", SOURCES)
 def test_a_preset_says_what_its_source_says(preset: str) -> None:
     config, source = load(f"experiment={preset}"), SOURCES[preset]
     assert config.trainer.max_epochs == source.epochs
@@ -180,7 +181,7 @@ def test_a_preset_says_what_its_source_says(preset: str) -> None:
     assert (method.stop_gradient, method.positives) == (source.stop_gradient, source.positives)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", SOURCES)
 def test_a_preset_learns_at_the_rate_of_its_source(preset: str) -> None:
     config, source = load(f"experiment={preset}"), SOURCES[preset]
     assert (config.decay, config.ema, config.microbatch) == ("all", None, None)
@@ -194,7 +195,7 @@ def test_a_preset_learns_at_the_rate_of_its_source(preset: str) -> None:
             assert group["lr"] * schedule(10 * epoch + step, 10) == pytest.approx(source.rate(epoch)), epoch
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", SOURCES)
 def test_a_preset_augments_as_its_source(preset: str) -> None:
     """demo_seen.py:85-92 and demo_unseen.py:106-124; section 4.2 for the latter."""
     config = load(f"experiment={preset}").augmentation
@@ -214,10 +215,67 @@ def test_a_preset_augments_as_its_source(preset: str) -> None:
     assert config.flip.p == 0.5
 
 
+# Of STML-CVPR22: its README's commands (sigma, delta, IPC, momentum), and the classes and ranks of its datasets.
+SELF_TAUGHT: dict[str, tuple[dict[str, float], int, list[int]]] = {
+    "cub200_stml": ({"sigma": 3, "delta": 1, "neighbors": 5, "teacher_decay": 0.999}, 100, [1, 2, 4, 8]),
+    "cars196_stml": ({"sigma": 3, "delta": 1, "neighbors": 5, "teacher_decay": 0.999}, 98, [1, 2, 4, 8]),
+    "products_stml": ({"sigma": 3, "delta": 0.9, "neighbors": 2, "teacher_decay": 0.9}, 11318, [1, 10, 100]),
+}
+
+
+def test_every_preset_has_its_source() -> None:
+    assert sorted([*SOURCES, *SELF_TAUGHT]) == PRESETS
+
+
+@pytest.mark.parametrize("preset", SELF_TAUGHT)
+def test_stml_is_as_in_its_program(preset: str) -> None:
+    """main.py:30-110 and 178-207, dataset/utils.py:84-101, net/inception.py:152-185; the paper's 128 dimensions."""
+    config, (options, classes, ranks) = load(f"experiment={preset}"), SELF_TAUGHT[preset]
+    method = instantiate(config.method)
+    assert isinstance(method, STML)
+    assert {name: getattr(method, name) for name in options} == options
+    assert (method.g_dim, config.embedding_dim, config.head.orthogonal, list(config.head.hidden)) == (
+        1024,
+        128,
+        True,
+        [],
+    )
+    assert (config.dataset.batch_size, config.trainer.max_epochs) == (120, 90)
+    assert (config.decay, config.ema, config.microbatch) == ("all", None, None)
+    assert (list(config.input.mean), list(config.input.std)) == ([128, 117, 104], [1, 1, 1])
+    assert (list(config.dataset.mean), list(config.dataset.std)) == ([128, 117, 104], [1, 1, 1])
+    data = {"name": preset.removesuffix("_stml"), "size": 256, "resample": "bilinear", "train_classes": classes}
+    assert {key: config.dataset[key] for key in data} == data
+    network = GOOGLENET | {"pool": "average_max", "weights": None}
+    assert {key: config.backbone[key] for key in network} == network
+    assert list(config.protocol.metrics.retrieval.k) == ranks
+    assert (config.protocol.space, config.protocol.gallery, config.protocol.disjoint) == ("embedding", False, True)
+
+    parameters = [torch.zeros(2, 3)]
+    (group,) = instantiate(config.optimizer)(parameters).param_groups
+    assert config.optimizer._target_ == "src.optimizers.AdamP"
+    assert (group["lr"], group["weight_decay"], group["nesterov"]) == (1e-4, 1e-2, True)
+    schedule = instantiate(config.schedule)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD(parameters, lr=1e-4), T_max=90)
+    for epoch in range(90):
+        for step in (0, 5, 9):
+            assert group["lr"] * schedule(10 * epoch + step, 10) == pytest.approx(theirs.get_last_lr()[0]), epoch
+        theirs.optimizer.step()
+        theirs.step()
+
+    made = {name: instantiate(part) for name, part in config.augmentation.items() if name not in ("_target_", "size")}
+    assert {name: type(part) for name, part in made.items() if part} == {
+        "crop": random.RandomResizedCrop,
+        "flip": random.RandomHorizontalFlip,
+    }
+    assert (list(made["crop"].scale), made["crop"].size, made["flip"].p) == ([0.16, 1.0], 227, 0.5)
+    assert list(made["crop"].ratio) == pytest.approx([3 / 4, 4 / 3])
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_preset_goes_with_any_method(method: str) -> None:
     """Its options of one method are no other's."""
-    for preset in ("cifar10_paper", "cub200_paper"):
+    for preset in ("cifar10_paper", "cub200_paper", "cub200_stml", "products_stml"):
         composed = load(f"experiment={preset}", f"method={method}").method
         written = OmegaConf.load(ROOT / "conf" / "method" / f"{method}.yaml")
         assert isinstance(written, DictConfig)

@@ -6,6 +6,7 @@ mean. Layers have Caffe's names, with `/` written as `_`.
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -15,6 +16,8 @@ from torch.nn import functional
 from src.backbones.weights import read_weights
 from src.hints import Text
 from src.running.download import download
+
+Pool = Literal["average", "average_max"]
 
 # BVLC GoogLeNet, released for unrestricted use.
 URL = "http://dl.caffe.berkeleyvision.org/bvlc_googlenet.caffemodel"
@@ -87,23 +90,23 @@ class Inception(nn.Module):
 class GoogLeNet(nn.Module):
     """Images `(B, 3, S, S)`, RGB 0 to 255 less their mean, to pool5 features `(B, 1024)`; trained at S = 224.
 
+    Args:
+        pool: see `average`.
+
     Attributes:
         num_features: 1,024.
     """
 
     num_features = 1024
 
-    def __init__(self) -> None:
+    def __init__(self, pool: Pool = "average") -> None:
         super().__init__()
-
-        def pool() -> nn.Module:
-            return nn.MaxPool2d(3, stride=2, ceil_mode=True)
-
         self.conv1_7x7_s2 = nn.Conv2d(3, 64, 7, stride=2, padding=3)
         self.conv2_3x3_reduce = nn.Conv2d(64, 64, 1)
         self.conv2_3x3 = nn.Conv2d(64, 192, 3, padding=1)
         self.norm1, self.norm2 = LocalResponseNorm(64), LocalResponseNorm(192)
-        self.pool = pool()
+        self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        self.adds_maximum = pool == "average_max"
         for name, channels in MODULES.items():
             self.add_module(f"inception_{name}", Inception(*channels))
         for module in self.modules():
@@ -128,24 +131,25 @@ class GoogLeNet(nn.Module):
         """What takes the last map `(B, 1024, h, w)` as the convolutions leave it."""
         return self.get_submodule("inception_5b.relu")
 
-    @staticmethod
-    def average(last: Tensor) -> Tensor:
-        """The last map `(B, 1024, h, w)` to its mean `(B, 1024)`."""
-        return last.mean((2, 3))
+    def average(self, last: Tensor) -> Tensor:
+        """The last map `(B, 1024, h, w)` to its mean `(B, 1024)`, or with `average_max` to mean and maximum added."""
+        mean = last.mean((2, 3))
+        return mean + last.amax((2, 3)) if self.adds_maximum else mean
 
 
-def inception(weights: Text | None, pretrained: bool, cache_dir: Text) -> GoogLeNet:
+def inception(weights: Text | None, pretrained: bool, cache_dir: Text, pool: Pool) -> GoogLeNet:
     """The network with published or given weights, or from scratch.
 
     Args:
         weights: a file in Caffe's layout; None takes the published one.
         pretrained: False starts from scratch.
         cache_dir: where the published weights are kept, once downloaded.
+        pool: of the last map: its `average`, as published, or `average_max`, that and its maximum added.
 
     Raises:
         OSError, ValueError: no such file, not to be downloaded, or it holds another network; the message names it.
     """
-    network = GoogLeNet()
+    network = GoogLeNet(pool)
     if pretrained:
         load_caffe_weights(network, Path(weights).expanduser() if weights else _published(Path(cache_dir).expanduser()))
     return network

@@ -9,14 +9,7 @@ from torch.nn import functional
 from src.hints import Positive
 from src.methods.base import Method
 from src.running.distributed import gather_views
-
-
-def distances(embeddings: Tensor) -> Tensor:
-    """Euclidean distances between rows, `(R, R)`; the gradient at distance 0 is 0, not infinite."""
-    norms = embeddings.square().sum(1)
-    squared = (norms + norms.unsqueeze(1) - 2 * embeddings @ embeddings.T).clamp(min=0)
-    apart = squared > 1e-12
-    return torch.where(apart, squared.where(apart, 1).sqrt(), 0)
+from src.vectors.distances import distances
 
 
 def choose_negatives(distance: Tensor, negatives: str) -> Tensor:

@@ -76,8 +76,8 @@ def settle() -> None:
     warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.` is deprecated.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that goes on
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # its sampler is
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # a teacher
     warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # a teacher
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     # glibc returns large blocks to the system at once, and the next step's page faults then take 7% of its time.
     _tune_malloc(M_MMAP_MAX, 0)

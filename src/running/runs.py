@@ -22,8 +22,14 @@ from src.running.checkpoints import has_checkpoint
 ASIDE = ("run_dir", "sweep_dir", "cache_dir", "logger", "trainer.enable_progress_bar")
 # What may change when a run goes on: none of it alters what an epoch learns.
 FREE = (*ASIDE, "trainer.max_epochs", "dataset.cache_dir", "backbone.cache_dir", "callbacks.pictures")
+# What settings that came later were before, by group; of backbones by what is made.
+LATER: dict[str, dict[str, Any]] = {
+    "": {"head": {"hidden": [], "orthogonal": False}, "decay": "all", "ema": None, "microbatch": None},
+    "dataset": {"view_milestones": [], "view_sizes": []},
+    "protocol": {"final": {}},
+}
+LATER_OF = {"src.backbones.resnet.": {"stride": 1}, "src.backbones.inception.": {"pool": "average"}}
 LOCK, HOLDER, PROGRESS, OVERRIDES = ".lock", ".holder", "progress.json", "overrides.json"
-BEFORE = {"head": {"hidden": [], "orthogonal": False}, "decay": "all", "ema": None, "microbatch": None}
 PROBED = 1  # seconds: who only asks for the holder has the lock for a moment
 MOST, DEEPEST = 2**17, 20  # characters and levels that a config has
 
@@ -168,16 +174,14 @@ def load_config(folder: Path) -> DictConfig:
 
 def _bring_up_to_date(plain: dict[str, Any]) -> None:
     """Say in the config of a run of an earlier version what it did by default."""
-    plain |= {name: value for name, value in BEFORE.items() if name not in plain}
-    protocol, schedule, recipe, dataset, backbone = (
-        plain.get(name) for name in ("protocol", "schedule", "recipe", "dataset", "backbone")
-    )
-    if isinstance(dataset, dict):
-        dataset |= {"view_milestones": [], "view_sizes": [], **dataset}
-    if isinstance(protocol, dict):
-        protocol.setdefault("final", {})
-    if isinstance(backbone, dict) and str(backbone.get("_target_")).startswith("src.backbones.resnet."):
-        backbone.setdefault("stride", 1)
+    backbone = plain.get("backbone")
+    target = str(backbone.get("_target_")) if isinstance(backbone, dict) else ""
+    later = {**LATER, "backbone": next((more for name, more in LATER_OF.items() if target.startswith(name)), {})}
+    for group, settings in later.items():
+        node = plain.get(group) if group else plain
+        if isinstance(node, dict):
+            node |= {**settings, **node}
+    schedule, recipe = plain.get("schedule"), plain.get("recipe")
     if isinstance(schedule, dict) and isinstance(recipe, dict) and schedule.keys() == {"milestones", "factors"}:
         recipe |= {"lr": 1.0, **schedule}
         schedule |= {"_target_": "src.schedules.MultiStep", "warmup": 0, "unit": "epochs"}

@@ -1,9 +1,9 @@
-"""Exact nearest neighbours by cosine similarity, in bounded memory."""
+"""Exact nearest neighbours by cosine similarity, in bounded memory, and batches made of neighbours."""
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional
 
 BLOCK = 2**24  # similarities that a CPU holds at once, 64 MiB
@@ -41,8 +41,8 @@ def nearest_neighbors(
     """The `k` gallery rows most similar to each query, most similar first, of equals the lower row first.
 
     Args:
-        query: `(Q, D)`, unit norm.
-        gallery: `(G, D)`, unit norm.
+        query: `(Q, D)`; unit norm for cosine similarity, else it is their product.
+        gallery: `(G, D)`, likewise.
         k: neighbours a query, 1 to G (to G - 1 with `own`).
         own: `(Q,)` the gallery row that is the query itself and does not count; None where there is none.
         block: similarities computed at once, see `queries_at_once`; the result does not depend on it.
@@ -66,6 +66,32 @@ def nearest_neighbors(
         values.append(value)
         rows.append(row)
     return torch.cat(values), torch.cat(rows)
+
+
+def neighbor_batches(features: Tensor, batch: int, neighbors: int, generator: Generator) -> Tensor:
+    """Batches of random images, each followed by its nearest by Euclidean distance.
+
+    Args:
+        features: `(N, F)`, of any norm.
+        batch: images of a batch, B, at most N and a multiple of `neighbors`.
+        neighbors: images in a row, from the random one itself on; at least 2.
+        generator: draws the random ones, B / `neighbors` a batch, none twice in it.
+
+    Returns:
+        Images `(SB,)`, S = N // B, a batch after the other. One that is near to several is in a batch several times.
+
+    Raises:
+        ValueError: `neighbors` is out of its range.
+    """
+    images = len(features)
+    drawn = [torch.randperm(images, generator=generator)[: batch // neighbors] for _ in range(images // batch)]
+    own = torch.cat(drawn).to(features.device)
+    # The least |x - y|^2 has the largest x.y - |y|^2 / 2, a product of (x, 1) and (y, -|y|^2 / 2).
+    centred = features - features.mean(0)
+    gallery = torch.cat([centred, centred.square().sum(1, keepdim=True) / -2], 1)
+    query = torch.cat([centred[own], centred.new_ones(len(own), 1)], 1)
+    _, nearest = nearest_neighbors(query, gallery, neighbors - 1, own)
+    return torch.cat([own.unsqueeze(1), nearest], 1).flatten()
 
 
 def search(

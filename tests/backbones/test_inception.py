@@ -1,6 +1,7 @@
 import hashlib
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ MEAN = torch.tensor([122.7717, 115.9465, 102.9801]).view(3, 1, 1)
 
 
 def inception(weights: str) -> GoogLeNet:
-    return published(weights, pretrained=True, cache_dir="unused")
+    return published(weights, pretrained=True, cache_dir="unused", pool="average")
 
 
 def caffe_weights() -> dict[str, Tensor]:
@@ -37,6 +38,19 @@ def test_local_response_norm_is_torchs(channels: int) -> None:
     images = torch.randn(2, channels, 9, 9) * 300
     ours, theirs = LocalResponseNorm(channels)(images), nn.LocalResponseNorm(5, 1e-4, 0.75, 1)(images)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["average", "average_max"])
+def test_pooling(pool: Any) -> None:
+    network, images = published(None, pretrained=False, cache_dir="unused", pool=pool).eval(), torch.randn(2, 3, 96, 96)
+    seen: list[Tensor] = []
+    network.last_relu.register_forward_hook(lambda _, inputs, output: seen.append(output.clone()))
+    with torch.no_grad():
+        pooled = network(images)
+    pixels = seen[-1].flatten(2)
+    assert pixels.shape == (2, 1024, 9)
+    expected = pixels.mean(2) + (pixels.max(2).values if pool == "average_max" else 0)
+    torch.testing.assert_close(pooled, expected)
 
 
 @pytest.mark.parametrize("size", [224, 227])
@@ -112,14 +126,14 @@ def test_published_weights_are_downloaded_once_and_kept(
     server.files["net.caffemodel"] = caffemodel(weights, legacy=False)
     monkeypatch.setattr("src.backbones.inception.URL", f"{server.url}/net.caffemodel")
     with pytest.raises(OSError, match=r"has the checksum sha1:.*backbone.weights=PATH.*backbone.pretrained=false"):
-        published(None, pretrained=True, cache_dir=str(tmp_path))
+        published(None, pretrained=True, cache_dir=str(tmp_path), pool="average")
     checksum = f"sha1:{hashlib.sha1(server.files['net.caffemodel']).hexdigest()}"
     monkeypatch.setattr("src.backbones.inception.CHECKSUM", checksum)
     for _ in range(2):
-        network = published(None, pretrained=True, cache_dir=str(tmp_path))
+        network = published(None, pretrained=True, cache_dir=str(tmp_path), pool="average")
         assert torch.equal(network.conv2_3x3.weight, weights["conv2/3x3.weight"])
     assert len(server.asked) == 2
-    scratch = published(None, pretrained=False, cache_dir=str(tmp_path))
+    scratch = published(None, pretrained=False, cache_dir=str(tmp_path), pool="average")
     assert not torch.equal(scratch.conv2_3x3.weight, weights["conv2/3x3.weight"])
 
 

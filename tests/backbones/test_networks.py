@@ -16,6 +16,10 @@ def published_resnet() -> Pooled:
     return from_torchvision("resnet18", None, pretrained=False)
 
 
+def maximum_too() -> GoogLeNet:
+    return GoogLeNet("average_max")
+
+
 @pytest.mark.parametrize("size", [32, 64, 96])
 @pytest.mark.parametrize(("make", "features"), [(resnet18, 128), (resnet50, 512)])
 def test_shapes(make: Callable[..., SmallImageResNet], features: int, size: int) -> None:
@@ -77,7 +81,7 @@ def test_initial_weights() -> None:
         assert weight.std().item() == pytest.approx(spread, rel=0.01)
 
 
-@pytest.mark.parametrize("make", [lambda: resnet18(8), lambda: resnet50(8), GoogLeNet, published_resnet])
+@pytest.mark.parametrize("make", [lambda: resnet18(8), lambda: resnet50(8), GoogLeNet, maximum_too, published_resnet])
 def test_the_last_relu_is_the_last(make: Callable[[], Any]) -> None:
     """What it is given, averaged after a ReLU, are the pooled features."""
     network, seen = make().eval(), []

@@ -178,3 +178,31 @@ def test_a_method_may_ask_for_one_view_and_for_no_pass(tmp_path: Path) -> None:
     trainer = train(tmp_path, Single(), 1, views)
     assert [len(shown) for shown in views.seen] == [4] * 5
     assert "train/refresh_s" not in trainer.callback_metrics
+
+
+class Ordered(Single):
+    """Says which places its batches have, and keeps those it got."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.orders: list[Tensor] = []
+        self.seen: list[list[int]] = []
+
+    def order(self, extract: Extract, generator: Generator, batch: int) -> Tensor | None:
+        assert batch == 4
+        features, _ = extract("pooled")
+        assert not torch.allclose(features.norm(dim=1), torch.ones(20)), "of any norm"
+        self.orders.append(torch.randint(20, (12,), generator=generator))
+        return self.orders[-1]
+
+    def forward(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
+        self.seen.append(index.tolist())
+        return super().forward(embeddings, index)
+
+
+def test_a_method_may_say_which_places_its_batches_have(tmp_path: Path) -> None:
+    method = Ordered()
+    train(tmp_path, method, 2)
+    assert not torch.equal(*method.orders)
+    expected = [batch.tolist() for order in method.orders for batch in order.split(4)]
+    assert method.seen == expected

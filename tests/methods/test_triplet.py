@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.methods.triplet import choose_negatives, distances, triplet_loss
+from src.methods.triplet import choose_negatives, triplet_loss
+from src.vectors.distances import distances
 from tests.methods.reference import assert_same, unit
 
 

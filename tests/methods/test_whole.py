@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 from torch import Generator, Tensor
 
 from src.methods.base import TrainingSet
+from src.methods.byol import BYOL
 from src.methods.deepcluster import DeepCluster
 from src.methods.exemplar import Exemplar
 from src.methods.invariant_spreading import InvariantSpreading
@@ -20,11 +21,13 @@ from src.methods.mom import MiningOnManifolds
 from src.methods.nce import NCE
 from src.methods.npsoftmax import NPSoftmax
 from src.methods.simclr import SimCLR
+from src.methods.stml import STML
 from src.methods.supervised import Supervised
 from src.methods.triplet import Triplet
 from src.methods.untrained import Untrained
 from src.vectors.kmeans import kmeans
-from tests.methods.tiny import DIM, IMAGES, Weights
+from tests.methods.reference import self_taught
+from tests.methods.tiny import BATCH, DIM, IMAGES, Weights
 from tests.methods.transcription import Look, Transcription, mean, unit
 from tests.methods.whole import assert_agree, follow
 
@@ -286,8 +289,8 @@ def test_untrained() -> None:
     with pytest.raises(NotImplementedError):
         follow(Untrained)
     others = (DeepCluster, Exemplar, InvariantSpreading, MiningOnManifolds, NCE, NPSoftmax, SimCLR, Supervised, Triplet)
-    assert all(other.trains for other in others)
-    assert [other for other in others if other.supervised] == [Supervised]
+    assert all(other.trains for other in (*others, BYOL, STML))
+    assert [other for other in (*others, BYOL, STML) if other.supervised] == [Supervised]
 
 
 class InvariantSpreadingEquations(Transcription):
@@ -541,3 +544,114 @@ def test_mom(changes: dict[str, Any], margin: float, power: float) -> None:
 
     assert_agree(method, transcription, lr=0.001)  # small, so that mining anew still finds pairs
     assert len(written[0].pools) >= (2 if options["anchors"] == "modes" else 5), "there is something to draw from"
+
+
+class SelfTaught(Transcription):
+    """Kim et al.: section 3 and the published program, but that the teacher begins as a copy and follows afterwards."""
+
+    unit_norm = False
+
+    def __init__(self, start: Weights, sigma: float, delta: float, neighbors: int, momentum: float) -> None:
+        super().__init__()
+        self.weights = {name: start[name].clone() for name in ("g.weight", "g.bias")}
+        self.teacher = {name: value.clone() for name, value in self.weights.items()}
+        self.sigma, self.delta, self.neighbors, self.decay, self.kept = sigma, delta, neighbors, momentum, momentum
+
+    def order(self, look: Look, generator: Generator) -> list[list[int]]:
+        features, _ = look()
+        g = [self.weights["g.weight"] @ x + self.weights["g.bias"] for x in features]
+        batches = []
+        for _ in range(IMAGES // BATCH):
+            queries = torch.randperm(IMAGES, generator=generator).tolist()[: BATCH // self.neighbors]
+            near = [sorted(range(IMAGES), key=lambda i: (g[q] - g[i]).norm().item())[: self.neighbors] for q in queries]
+            batches.append([i for row in near for i in row])
+        return batches
+
+    def hear(self, features: Tensor, taught: tuple[Tensor, Tensor]) -> None:
+        self.g = torch.stack([self.weights["g.weight"] @ x + self.weights["g.bias"] for x in features])
+        self.t = torch.stack([self.teacher["g.weight"] @ x + self.teacher["g.bias"] for x in taught[0]])
+
+    def terms(self, z: Tensor, index: list[int]) -> Weights:
+        assert self.t.grad_fn is None
+        return self_taught(z, self.g, self.t, index * 2, sigma=self.sigma, delta=self.delta, k=2 * self.neighbors)
+
+    def remember(self, z: Tensor, index: list[int]) -> None:
+        for name, value in self.weights.items():
+            self.teacher[name] = self.kept * self.teacher[name] + (1 - self.kept) * value
+
+    def state(self) -> Weights:
+        return {"teacher_weight": self.teacher["g.weight"], "teacher_bias": self.teacher["g.bias"]}
+
+
+@pytest.mark.parametrize(
+    ("sigma", "delta", "neighbors", "momentum", "g_dim"), [(3, 1, 2, 0.9, 8), (0.5, 0.7, 2, 0.5, 5), (1, 1.2, 4, 0, 20)]
+)
+def test_stml(sigma: float, delta: float, neighbors: int, momentum: float, g_dim: int) -> None:
+    options = (sigma, delta, neighbors, momentum)
+    run = assert_agree(lambda: STML(*options, g_dim), lambda start: SelfTaught(start, *options), lr=0.05)
+    assert run.start["g.weight"].shape == (g_dim, 8)
+    twice = [len(set(batch)) < BATCH for epoch in run.orders if epoch for batch in epoch]
+    assert any(twice) == (neighbors < BATCH), "an image stands twice in a batch, beside two others"
+    first, last = run.steps[0].values, run.steps[-1].values
+    assert (first["teacher_weight"] - last["teacher_weight"]).abs().max() > 1e-3
+    assert all(step.terms["distillation"] > 1e-5 for step in run.steps)
+
+
+class BootstrapYourOwn(Transcription):
+    """Equation (2) of Grill et al., both ways, with the predictor of their appendix J, a unit at a time."""
+
+    unit_norm = False
+
+    def __init__(self, start: Weights, momentum: float) -> None:
+        super().__init__()
+        self.weights = {name: start[name].clone() for name in start if "running" not in name and "tracked" not in name}
+        self.mean, self.spread, self.count = start["predictor.1.running_mean"], start["predictor.1.running_var"], 0
+        self.decay = momentum
+
+    def hear(self, features: Tensor, taught: tuple[Tensor, Tensor]) -> None:
+        self.target = [unit(row) for row in taught[1]]
+
+    def terms(self, z: Tensor, index: list[int]) -> Weights:
+        w, hidden, means, spreads = self.weights, [], [], []
+        for unit_in, scale, shift in zip(
+            w["predictor.0.weight"], w["predictor.1.weight"], w["predictor.1.bias"], strict=True
+        ):
+            values = [unit_in @ row for row in z]
+            middle = mean(values)
+            spread = mean([(value - middle) ** 2 for value in values])
+            hidden.append([((v - middle) / (spread + 1e-5).sqrt() * scale + shift).clamp(min=0) for v in values])
+            means.append(middle.detach())
+            spreads.append(spread.detach() * len(z) / (len(z) - 1))
+        self.mean = 0.9 * self.mean + 0.1 * torch.stack(means)
+        self.spread = 0.9 * self.spread + 0.1 * torch.stack(spreads)
+        self.count += 1
+        q = [unit(w["predictor.3.weight"] @ torch.stack(row)) for row in zip(*hidden, strict=True)]
+        half, each = len(index), []
+        for i in range(half):
+            one, other = q[i] @ self.target[i + half], q[i + half] @ self.target[i]
+            each.append((2 - 2 * one) + (2 - 2 * other))
+        return {"loss": mean(each)}
+
+    def state(self) -> Weights:
+        return {
+            "predictor.1.running_mean": self.mean,
+            "predictor.1.running_var": self.spread,
+            "predictor.1.num_batches_tracked": torch.tensor(self.count),
+        }
+
+
+@pytest.mark.parametrize(("hidden", "momentum"), [(5, 0.9), (9, 0.5), (3, 0)])
+def test_byol(hidden: int, momentum: float) -> None:
+    run = assert_agree(lambda: BYOL(hidden, momentum), lambda start: BootstrapYourOwn(start, momentum))
+    assert run.start["predictor.3.weight"].shape == (DIM, hidden)
+    assert (
+        not torch.equal(run.steps[-1].values["teacher.head.weight"], run.steps[-1].values["head.weight"])
+        or not momentum
+    )
+
+
+def test_who_has_a_teacher_and_how_slow_it_is() -> None:
+    assert BYOL(4, 0.99).teacher_decay == STML(3, 1, 5, 0.99, 8).teacher_decay == 0.99
+    assert (BYOL.teacher_evaluates, STML.teacher_evaluates) == (False, True)
+    assert (BYOL.unit_norm, STML.unit_norm) == (False, False)
+    assert SimCLR(0.5).teacher_decay is None

@@ -28,6 +28,7 @@ class Run:
 
     start: Weights
     companions: list[list[list[int]] | None] = field(default_factory=list)
+    orders: list[list[list[int]] | None] = field(default_factory=list)
     looks: list[int] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
 
@@ -50,7 +51,7 @@ def order(epoch: int) -> list[list[int]]:
 
 
 def generator_of(epoch: int) -> Generator:
-    """What `on_epoch_start` draws from."""
+    """What `on_epoch_start` and `order` draw from."""
     return Generator().manual_seed(3000 + epoch)
 
 

@@ -13,11 +13,13 @@ from torch import nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
-from src.methods.base import Method, TrainingSet
+from src.methods.base import Method, TaughtMethod, TrainingSet
+from src.methods.byol import BYOL
 from src.methods.exemplar import Exemplar
 from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss
 from src.methods.npsoftmax import NPSoftmax
 from src.methods.simclr import SimCLR
+from src.methods.stml import STML
 from src.methods.supervised import Supervised
 from src.methods.triplet import Triplet
 from src.module import in_parts
@@ -70,18 +72,26 @@ def methods() -> list[Method]:
         Supervised("MultiSimilarityLoss", {}, None, {}),
         Exemplar(1.0),
         NPSoftmax(0.1, 0.5),
+        STML(1.0, 1.0, 2, 0.9, 5),
+        BYOL(5, 0.9),
     ]
     for method in ours + others:
         labels = torch.arange(8) // 3 if method.supervised else None
         method.setup(TrainingSet(images=8, embedding_dim=8, pretrained=False, labels=labels, num_features=8))
         method.double()
+    others[-1].eval()  # its batch norm sees a rank's images alone, but on GPUs
     return ours + others
 
 
 def step(method: Method, network: nn.Module, images: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """The loss, its gradients, and what the method remembers of it."""
     embeddings = network(images[: method.views].flatten(0, 1))
-    loss = method(embeddings, index)["loss"]
+    given = {}
+    if isinstance(method, TaughtMethod):
+        with torch.no_grad():
+            taught = images[: method.views].flatten(0, 1)[:, :8].tanh()
+        given = {"features": embeddings, "teacher": (taught, taught)}
+    loss = method(embeddings, index, **given)["loss"]
     loss.backward()
     method.after_step(embeddings.detach(), index)
     return loss.detach()
@@ -92,7 +102,8 @@ def _train(rank: int, folder: Path) -> None:
     for method in methods():
         network = DistributedDataParallel(Tiny())
         loss = step(method, network, views()[:, rank * 4 : rank * 4 + 4], torch.arange(4) + rank * 4)
-        results.append((loss, [p.grad for p in network.parameters()], method.state_dict()))
+        own = [p.grad for p in method.parameters()]
+        results.append((loss, [p.grad for p in network.parameters()], own, method.state_dict()))
     torch.save(results, folder / f"{rank}.pt")
 
 
@@ -102,9 +113,11 @@ def test_loss_gradient_and_memory_are_those_of_one_process(tmp_path: Path) -> No
     for method, *found in zip(methods(), *ranks, strict=True):
         network = Tiny()
         expected = step(method, network, views(), torch.arange(8))
-        mean = torch.stack([loss for loss, _, _ in found]).mean()
+        mean = torch.stack([loss for loss, *_ in found]).mean()
         torch.testing.assert_close(mean, expected, rtol=1e-10, atol=1e-10)
-        for _, gradients, state in found:
+        for *each, parameter in zip(*(own for _, _, own, _ in found), method.parameters(), strict=True):
+            torch.testing.assert_close(torch.stack(each).mean(0), parameter.grad, rtol=1e-10, atol=1e-10)
+        for _, gradients, _, state in found:
             for gradient, parameter in zip(gradients, network.parameters(), strict=True):
                 torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-10)
             torch.testing.assert_close(state, dict(method.state_dict()))

@@ -226,3 +226,16 @@ def test_a_checkpoint_runs_nothing(tmp_path: Path) -> None:
 def test_another_networks_checkpoint_is_named() -> None:
     with pytest.raises(ValueError, match="of another network: "):
         checkpoints.fill(torch.nn.Linear(2, 2), content(1))
+
+
+def test_an_earlier_runs_inception_averaged(tmp_path: Path) -> None:
+    config = plain("backbone=inception")
+    assert config["backbone"].pop("pool") == "average"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert runs.load_config(tmp_path).backbone.pool == "average"
+    config["backbone"]["pool"] = "average_max"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert runs.load_config(tmp_path).backbone.pool == "average_max"
+    others = plain("backbone=googlenet")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(others))
+    assert "pool" not in runs.load_config(tmp_path).backbone

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from src.vectors import neighbors
-from src.vectors.neighbors import nearest_neighbors
+from src.vectors.neighbors import nearest_neighbors, neighbor_batches
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +102,35 @@ def test_a_search_by_blocks_finds_the_same(count: int, monkeypatch: pytest.Monke
     assert not (found == own[:, None]).any()
     with pytest.raises(ValueError, match=r"k=102 .* choose 1 to 101"):
         neighbors.search(query, gallery, 102)
+
+
+@pytest.mark.parametrize(("batch", "neighbors"), [(12, 3), (10, 2), (40, 5), (7, 7)])
+def test_batches_are_random_images_with_their_nearest(points: Tensor, batch: int, neighbors: int) -> None:
+    """Of any norm, so that the nearest by distance are not those by cosine."""
+    some = 7 + points[:95] * torch.linspace(0.2, 3, 95, dtype=torch.float64).unsqueeze(1)
+    found = neighbor_batches(some, batch, neighbors, torch.Generator().manual_seed(4))
+    assert len(found) == 95 // batch * batch
+    generator = torch.Generator().manual_seed(4)
+    for rows in found.view(-1, batch // neighbors, neighbors):
+        queries = torch.randperm(95, generator=generator)[: batch // neighbors].tolist()
+        assert rows[:, 0].tolist() == queries
+        for query, row in zip(queries, rows.tolist(), strict=True):
+            assert row == sorted(range(95), key=lambda i: (some[query] - some[i]).norm().item())[:neighbors]
+
+
+def test_an_image_comes_before_its_copies() -> None:
+    copies = torch.ones(9, 3)
+    rows = neighbor_batches(copies, 6, 3, torch.Generator().manual_seed(0)).view(-1, 3)
+    queries = torch.randperm(9, generator=torch.Generator().manual_seed(0))[:2]
+    assert rows[:, 0].tolist() == queries.tolist()
+    assert all(len(set(row)) == 3 for row in rows.tolist())
+    with pytest.raises(ValueError, match="k=0 neighbours"):
+        neighbor_batches(copies, 6, 1, torch.Generator())
+
+
+def test_batches_of_neighbours_in_float32_are_those_in_float64(points: Tensor) -> None:
+    """Also where all lie in one direction, far from 0."""
+    exact, rounded = (
+        neighbor_batches(some, 60, 5, torch.Generator().manual_seed(0)) for some in (points + 10, (points + 10).float())
+    )
+    assert (exact == rounded).float().mean() > 0.999  # but for ties
