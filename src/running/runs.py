@@ -28,7 +28,10 @@ LATER: dict[str, dict[str, Any]] = {
     "dataset": {"view_milestones": [], "view_sizes": []},
     "protocol": {"final": {}},
 }
-LATER_OF = {"src.backbones.resnet.": {"stride": 1}, "src.backbones.inception.": {"pool": "average"}}
+LATER_OF: dict[str, dict[str, Any]] = {
+    "src.backbones.resnet.": {"stride": 1},
+    "src.backbones.inception.": {"pool": "average"},
+}
 LOCK, HOLDER, PROGRESS, OVERRIDES = ".lock", ".holder", "progress.json", "overrides.json"
 PROBED = 1  # seconds: who only asks for the holder has the lock for a moment
 MOST, DEEPEST = 2**17, 20  # characters and levels that a config has
@@ -176,11 +179,11 @@ def _bring_up_to_date(plain: dict[str, Any]) -> None:
     """Say in the config of a run of an earlier version what it did by default."""
     backbone = plain.get("backbone")
     target = str(backbone.get("_target_")) if isinstance(backbone, dict) else ""
-    later = {**LATER, "backbone": next((more for name, more in LATER_OF.items() if target.startswith(name)), {})}
-    for group, settings in later.items():
-        node = plain.get(group) if group else plain
+    of_backbone: dict[str, Any] = next((more for name, more in LATER_OF.items() if target.startswith(name)), {})
+    for group, more in {**LATER, "backbone": of_backbone}.items():
+        node: Any = plain.get(group) if group else plain
         if isinstance(node, dict):
-            node |= {**settings, **node}
+            node |= {**more, **node}
     schedule, recipe = plain.get("schedule"), plain.get("recipe")
     if isinstance(schedule, dict) and isinstance(recipe, dict) and schedule.keys() == {"milestones", "factors"}:
         recipe |= {"lr": 1.0, **schedule}
