@@ -32,7 +32,6 @@ def test_every_method_runs_by_one_command(run: Run, sweep: Path) -> None:
         "method=glob(*)",
         "dataset=digits",
         "dataset.limit=500",
-        "dataset.batch_size=100",  # a multiple of method.neighbors
         "callbacks.pictures=null",
         "trainer.max_epochs=1",
         "logger=none",

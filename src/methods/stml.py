@@ -33,9 +33,10 @@ def contextual_similarity(pairwise: Tensor, image: Tensor, k: int) -> Tensor:
     Args:
         pairwise: similarities `(R, R)`, 0 to 1.
         image: `(R,)`, of which image a row is a view: all views of one image are as similar as can be.
-        k: even, at most R; a row is its own most similar.
+        k: even, or R if that is less; a row is its own most similar.
     """
     # Of the views of one image, which are equals, the more similar come first, so that no order of rows decides.
+    k = min(k, len(pairwise))
     nearest = (pairwise + (image == image.unsqueeze(1))).topk(k).indices
     among = torch.zeros_like(pairwise).scatter(1, nearest, 1)
     mutual = among * among.T
@@ -110,11 +111,6 @@ class STML(TaughtMethod):
 
     @torch.no_grad()
     def order(self, extract: Extract, generator: Generator, batch: int) -> Tensor:
-        if batch % self.neighbors:
-            raise ValueError(
-                f"method.neighbors={self.neighbors} does not divide the {batch} images of a step on all ranks: choose "
-                "another dataset.batch_size"
-            )
         features, _ = extract("pooled")
         return neighbor_batches(self.g(features), batch, self.neighbors, generator)
 

@@ -73,9 +73,9 @@ def neighbor_batches(features: Tensor, batch: int, neighbors: int, generator: Ge
 
     Args:
         features: `(N, F)`, of any norm.
-        batch: images of a batch, B, at most N and a multiple of `neighbors`.
+        batch: images of a batch, B, at most N; where `neighbors` does not divide it, the last row is shorter.
         neighbors: images in a row, from the random one itself on; at least 2.
-        generator: draws the random ones, B / `neighbors` a batch, none twice in it.
+        generator: draws the random ones, none twice in a batch.
 
     Returns:
         Images `(SB,)`, S = N // B, a batch after the other. One that is near to several is in a batch several times.
@@ -83,15 +83,15 @@ def neighbor_batches(features: Tensor, batch: int, neighbors: int, generator: Ge
     Raises:
         ValueError: `neighbors` is out of its range.
     """
-    images = len(features)
-    drawn = [torch.randperm(images, generator=generator)[: batch // neighbors] for _ in range(images // batch)]
+    images, rows = len(features), math.ceil(batch / neighbors)
+    drawn = [torch.randperm(images, generator=generator)[:rows] for _ in range(images // batch)]
     own = torch.cat(drawn).to(features.device)
     # The least |x - y|^2 has the largest x.y - |y|^2 / 2, a product of (x, 1) and (y, -|y|^2 / 2).
     centred = features - features.mean(0)
     gallery = torch.cat([centred, centred.square().sum(1, keepdim=True) / -2], 1)
     query = torch.cat([centred[own], centred.new_ones(len(own), 1)], 1)
     _, nearest = nearest_neighbors(query, gallery, neighbors - 1, own)
-    return torch.cat([own.unsqueeze(1), nearest], 1).flatten()
+    return torch.cat([own.unsqueeze(1), nearest], 1).view(-1, rows * neighbors)[:, :batch].flatten()
 
 
 def search(

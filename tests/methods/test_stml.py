@@ -161,6 +161,3 @@ def test_batches_are_of_neighbours_in_g() -> None:
     for query, *others in order.view(-1, 3).tolist():
         assert [query, *others] == (g - g[query]).norm(dim=1).argsort()[:3].tolist()
     assert len(order) == 36
-    with pytest.raises(ValueError, match=r"method.neighbors=3 does not divide the 10 images .* dataset.batch_size"):
-        method.order(extract, Generator(), 10)
-    assert asked == ["pooled"], "before any pass over the images"

@@ -104,18 +104,18 @@ def test_a_search_by_blocks_finds_the_same(count: int, monkeypatch: pytest.Monke
         neighbors.search(query, gallery, 102)
 
 
-@pytest.mark.parametrize(("batch", "neighbors"), [(12, 3), (10, 2), (40, 5), (7, 7)])
+@pytest.mark.parametrize(("batch", "neighbors"), [(12, 3), (10, 2), (40, 5), (7, 7), (13, 4), (2, 3)])
 def test_batches_are_random_images_with_their_nearest(points: Tensor, batch: int, neighbors: int) -> None:
     """Of any norm, so that the nearest by distance are not those by cosine."""
     some = 7 + points[:95] * torch.linspace(0.2, 3, 95, dtype=torch.float64).unsqueeze(1)
     found = neighbor_batches(some, batch, neighbors, torch.Generator().manual_seed(4))
     assert len(found) == 95 // batch * batch
     generator = torch.Generator().manual_seed(4)
-    for rows in found.view(-1, batch // neighbors, neighbors):
-        queries = torch.randperm(95, generator=generator)[: batch // neighbors].tolist()
-        assert rows[:, 0].tolist() == queries
-        for query, row in zip(queries, rows.tolist(), strict=True):
-            assert row == sorted(range(95), key=lambda i: (some[query] - some[i]).norm().item())[:neighbors]
+    for images in found.view(-1, batch).tolist():
+        rows = [images[start : start + neighbors] for start in range(0, batch, neighbors)]
+        queries = torch.randperm(95, generator=generator)[: len(rows)].tolist()
+        for query, row in zip(queries, rows, strict=True):
+            assert row == sorted(range(95), key=lambda i: (some[query] - some[i]).norm().item())[: len(row)]
 
 
 def test_an_image_comes_before_its_copies() -> None:
