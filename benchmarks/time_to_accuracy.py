@@ -44,7 +44,6 @@ WITHOUT = {
     "the schedule": ["schedule=steps", "schedule.milestones=[]", "schedule.factors=[]"],
     "the MLP head": ["head=linear"],
     "decay spared norms and biases": ["decay=all"],
-    "the stem's stride": ["backbone.stride=1"],
 }
 BATCH = 128  # lightly's recipe for CIFAR-10 takes the rate 0.06 for so many
 

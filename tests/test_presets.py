@@ -289,7 +289,7 @@ def test_the_command_line_has_the_last_word() -> None:
     assert (method.positives, method.stop_gradient) == ("self", True)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [*SOURCES, *SELF_TAUGHT])
 def test_a_head_names_source_time_and_number(preset: str) -> None:
     text = (ROOT / "conf" / "experiment" / f"{preset}.yaml").read_text()
     head = " ".join(line.removeprefix("# ") for line in text[: text.index("defaults:")].splitlines())
