@@ -20,8 +20,8 @@ from src.settings import WrongSetting, check, check_foreign
 from src.signatures import defines, signature
 from tests.conftest import ROOT
 
-GROUPS = ("augmentation", "backbone", "dataset", "experiment", "head", "logger", "method", "optimizer", "protocol")
-GROUPS += ("schedule", "trainer")
+GROUPS = ["augmentation", "backbone", "dataset", "experiment", "head", "logger", "method", "optimizer", "protocol"]
+GROUPS += ["schedule", "trainer"]
 CHOICES = [f"{group}={path.stem}" for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
 NEEDED = {"dataset=folder": ["dataset.root=images"], "backbone=timm": ["backbone.name=resnet18"]}
 
