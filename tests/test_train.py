@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from src.embedder import load
 from src.running import checkpoints
 from tests.chaos import TIMES, differences, outcome
 from tests.conftest import ROOT, Run
@@ -117,6 +118,20 @@ def test_held_out_images_decide_what_is_best(run: Run, tmp_path: Path) -> None:
     for name in names:
         score = f"{found['best'][name]:.4f}"
         assert re.search(rf"^{name} +{score}  .* to .*  results.json: {score}$", again.stdout, re.MULTILINE), name
+
+
+def test_averaged_weights_are_scored_again_the_same_and_embedded_with(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = run("src.train", *QUICK, "ema=0.9", "head=mlp", "head.hidden=[32]", f"run_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    again = run("src.evaluate", f"run={folder}")
+    score = f"{results(folder)['last']['knn/top1']:.4f}"
+    assert re.search(rf"^knn/top1 +{score}  .* results.json: {score}$", again.stdout, re.MULTILINE), again.stdout
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    encoder = load(folder, accelerator="cpu").encoder.state_dict()
+    assert encoder.keys() == {name.removeprefix("average.") for name in state if name.startswith("average.")}
+    assert all(torch.equal(value, state[f"average.{name}"]) for name, value in encoder.items())
+    assert not torch.equal(encoder["head.linear.weight"], state["head.linear.weight"])
 
 
 def test_the_last_epoch_is_scored_whatever_the_interval(run: Run, tmp_path: Path) -> None:
