@@ -22,6 +22,7 @@ from tests.conftest import ROOT
 
 GROUPS = ["augmentation", "backbone", "dataset", "experiment", "head", "logger", "method", "optimizer", "protocol"]
 GROUPS += ["schedule", "trainer"]
+NO_SETTINGS = {"augmentation", "save_dir", "params"}  # what constructors take besides
 CHOICES = [f"{group}={path.stem}" for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
 NEEDED = {"dataset=folder": ["dataset.root=images"], "backbone=timm": ["backbone.name=resnet18"]}
 
@@ -235,9 +236,9 @@ def test_signatures_are_those_of_the_code() -> None:
         own = inspect.signature(made).parameters.values()
         named = {p.name for p in own if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
         assert defines(target)
-        assert found.hints.keys() >= {n for n in named if n not in ("augmentation", "save_dir")}, target
+        assert found.hints.keys() >= {n for n in named if n not in NO_SETTINGS}, target
         needed = {p.name for p in own if p.default is p.empty and p.name in named}
-        assert needed - {"augmentation", "save_dir"} <= found.required, target
+        assert needed - NO_SETTINGS <= found.required, target
 
 
 def test_a_name_that_is_only_imported_is_not_defined() -> None:

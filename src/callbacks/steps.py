@@ -35,15 +35,16 @@ class Steps(pl.Callback):
         self.steps = 0
         self.seconds = 0.0  # trained until `running`, or now where that is None
         self.running: float | None = None
+        self.lr = 0.0  # of the epoch's first step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.start, self.images = time.perf_counter(), 0
         self.running = self.start
         self.unread: list[tuple[int, int, Tensor, dict[str, Tensor]]] = []  # step, batch, images and terms
-        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.on_train_start(trainer, pl_module)
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
         refresh = find_callback(trainer, Refresh)
         self.seconds += refresh.seconds if refresh else 0
         self.sums.clear()
@@ -70,14 +71,15 @@ class Steps(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._settle(trainer.current_epoch, pl_module)
-        checkpoint["steps"] = {"sums": dict(self.sums), "steps": self.steps, "seconds": self._trained()}
+        kept = {"sums": dict(self.sums), "steps": self.steps, "lr": self.lr, "seconds": self._trained()}
+        checkpoint["steps"] = kept
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if kept := checkpoint.get("steps"):  # none in what was written before there were any within an epoch
             self.sums, self.steps = defaultdict(float, kept["sums"]), kept["steps"]
-            self.seconds = kept["seconds"]
+            self.seconds, self.lr = kept["seconds"], kept["lr"]
 
     def _trained(self) -> float:
         return self.seconds + (0 if self.running is None else time.perf_counter() - self.running)

@@ -166,7 +166,7 @@ def command(run: Result, varied: Sequence[str], plans: Mapping[Path, Sequence[st
     typed = runs.read_overrides(folder) or plans.get(folder)
     if typed is None:
         settings = settings_of(run) | {"seed": run["seed"]}
-        own = [key for key in varied if key.partition(".")[0] not in choices and key in settings]
+        own = [key for key in varied if not key.rpartition(".")[2].startswith("_") and key in settings]
         own = ["seed", "trainer.max_epochs", *own]
         typed = [f"{group}={choice}" for group, choice in choices.items() if choice]
         typed += [f"{key}={_said(settings[key])}" for key in dict.fromkeys(own)]

@@ -167,6 +167,7 @@ def test_the_command_of_an_older_run(result: dict[str, Any], tmp_path: Path) -> 
     assert {
         "seed=3",
         "optimizer.lr=0.03",
+        "backbone.width=16",
         "dataset.limit=300",
         "trainer.max_epochs=2",
         "method=invariant_spreading",
