@@ -7,9 +7,7 @@ Seconds are of training: steps and what is looked up between them. What is said 
 command, but for decoding the images once. Runs lie in `--out`: the same command goes on, and finished ones are read.
 """
 
-import datetime
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,21 +19,17 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from lightly.loss import NTXentLoss
-from lightly.models.modules import SimCLRProjectionHead
-from lightly.transforms import SimCLRTransform
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
 
-from benchmarks.train_step import CONF, WORKERS, Pictures
-from src.backbones.resnet import resnet18
+from benchmarks.timing import heading
+from benchmarks.train_step import CONF, lightlys_simclr, sgd
 from src.datamodules.store import Split, read_store
 from src.metrics.knn import WeightedKNN
 from src.running import figures
-from src.running.hardware import describe_hardware, describe_versions
-from src.running.runs import write_atomically
+from src.running.runs import read_results, write_atomically
+from src.schedules import cosine
 
 Curve = list[tuple[float, float, float]]  # seconds; kNN top-1 in percent of the embedding, of the pooled features
 OURS = ["experiment=cifar10_fast"]
@@ -45,14 +39,14 @@ WITHOUT = {
     "the MLP head": ["head=linear"],
     "decay spared norms and biases": ["decay=all"],
 }
-BATCH = 128  # lightly's recipe for CIFAR-10 takes the rate 0.06 for so many
+RATE = 0.06  # of lightly's recipe for CIFAR-10 with batches of 128
 
 
 def train(folder: Path, settings: list[str]) -> dict[str, Any]:
     """The results of a run of ours, trained where there are none yet."""
     if not (folder / "results.json").exists():
         subprocess.run([sys.executable, "-m", "src.train", *settings, "logger=none", f"run_dir={folder}"], check=True)
-    return dict(json.loads((folder / "results.json").read_text()))
+    return read_results(folder)
 
 
 def curve(results: dict[str, Any]) -> Curve:
@@ -69,18 +63,14 @@ def lightlys(folder: Path, seconds: float, seed: int) -> Curve:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", ["dataset=cifar10"])
     store = read_store(Path(config.cache_dir).expanduser() / "cifar10").splits
-    network, head, criterion = resnet18(winograd=False), SimCLRProjectionHead(512, 512, 128), NTXentLoss()
-    rate = 6e-2
-    parameters = [*network.parameters(), *head.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=5e-4)
-    pictures = Pictures(store["train"].images.numpy(), SimCLRTransform(input_size=32, gaussian_blur=0.0))
-    loader = DataLoader(pictures, BATCH, True, drop_last=True, num_workers=WORKERS, multiprocessing_context="fork")
+    network, head, criterion, loader = lightlys_simclr(store["train"].images.numpy())
+    optimizer = sgd(network, head)
     found, trained, began = [(0.0, *score(network, head, store))], 0.0, time.perf_counter()
     while trained < seconds:
         for (first, second), _ in loader:
             for group in optimizer.param_groups:  # half a cosine over the budget, as its recipe has over the epochs
                 share = min(1.0, (trained + time.perf_counter() - began) / seconds)
-                group["lr"] = rate * (1 + torch.cos(torch.tensor(torch.pi * share)).item()) / 2
+                group["lr"] = cosine(share, RATE, 0)
             loss = criterion(head(network(first)), head(network(second)))
             optimizer.zero_grad()
             loss.backward()
@@ -120,15 +110,15 @@ def score(network: nn.Module, head: nn.Module, store: Mapping[str, Split]) -> tu
 
 
 def draw(curves: dict[str, list[Curve]], path: Path) -> None:
-    """Every run a line, the embedding's full and the pooled features' dashed."""
+    """Every run a line, the embedding's full and the pooled features' dotted."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     for number, (name, runs) in enumerate(curves.items()):
         for seed, points in enumerate(runs):
-            for space, line in ((1, "-"), (2, ":")):
-                label = f"{name}, {('', 'embedding', 'pooled')[space]}" if not seed else None
-                xs, ys = [point[0] / 60 for point in points], [point[space] for point in points]
-                axes.plot(xs, ys, line, marker=".", color=f"C{number}", label=label)
+            minutes, *spaces = zip(*((seconds / 60, *scores) for seconds, *scores in points), strict=True)
+            for space, line, scores in zip(("embedding", "pooled"), "-:", spaces, strict=True):
+                label = f"{name}, {space}" if not seed else None
+                axes.plot(minutes, scores, line, marker=".", color=f"C{number}", label=label)
     axes.set_xlabel("minutes of training")
     axes.set_ylabel("kNN top-1 (%), k = 200, τ = 0.1")
     axes.grid(alpha=0.3)
@@ -146,12 +136,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/time_to_accuracy"))
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
-    facts, versions = describe_hardware("cpu", 1), describe_versions()
-    print(
-        f"# CIFAR-10: kNN against seconds of training\n\n{datetime.date.today()}; {facts['cpu']}, {os.cpu_count()} "
-        f"cores; Python {versions['python']}, torch {versions['torch']}; seeds {options.seeds}.\n\n| | seconds of "
-        "training | kNN, embedding | kNN, pooled | seconds in all |\n|---|---|---|---|---|",
-        flush=True,
+    heading(
+        f"CIFAR-10: kNN against seconds of training, seeds {options.seeds}, mean and standard deviation",
+        ("seconds of training", "kNN, embedding", "kNN, pooled", "seconds in all"),
     )
     curves: dict[str, list[Curve]] = {"ours": []}
     wall = []

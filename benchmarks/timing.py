@@ -4,7 +4,7 @@ import datetime
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -77,14 +77,14 @@ def report(what: str, seconds: Mapping[str, float]) -> None:
     print(f"| {what} | {_readable(mine)} | {'; '.join(cells)} |", flush=True)
 
 
-def heading(title: str, columns: tuple[str, str] = ("ours", "others (times as long as ours)")) -> None:
-    """What is measured, when and on what, and the head of the table."""
+def heading(title: str, columns: Sequence[str] = ("ours", "others (times as long as ours)")) -> None:
+    """What is measured, when and on what, and the head of the table, whose first column has no name."""
     settle()
     facts, versions = describe_hardware("cpu", 1), describe_versions()
     print(
         f"# {title}\n\n{datetime.date.today()}; {facts['cpu']}, {torch.get_num_threads()} threads of "
         f"{os.cpu_count()} cores; Python {versions['python']}, torch {versions['torch']}, torchvision "
-        f"{versions['torchvision']}; medians.\n\n| | {columns[0]} | {columns[1]} |\n|---|---|---|",
+        f"{versions['torchvision']}; medians.\n\n| | {' | '.join(columns)} |\n{'|---' * (1 + len(columns))}|",
         flush=True,
     )
 

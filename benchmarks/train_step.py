@@ -24,7 +24,7 @@ from torchvision import transforms
 from benchmarks.timing import apart, heading, medians, report
 from src.assemble import assemble
 from src.backbones.head import Head
-from src.backbones.resnet import resnet18
+from src.backbones.resnet import SmallImageResNet, resnet18
 from src.datamodules.base import StoreDataModule
 from src.datamodules.store import read_store
 from src.methods.invariant_spreading import invariant_spreading_loss
@@ -139,14 +139,17 @@ def stored(config: Any) -> np.ndarray:
     return read_store(Path(config.cache_dir).expanduser() / "cifar10").splits["train"].images.numpy()
 
 
-def simclr_of_lightly(config: Any) -> Callable[[], None]:
-    """lightly's recipe: its transform and loss, its projection head on the same network, float32."""
-    images = stored(config)
-    backbone, head, criterion = resnet18(), SimCLRProjectionHead(512, 512, 128), NTXentLoss()
-    optimizer = sgd(backbone, head)
-    transform = SimCLRTransform(input_size=32, gaussian_blur=0.0)
-    pictures = Pictures(images, transform)
+def lightlys_simclr(images: np.ndarray) -> tuple[SmallImageResNet, nn.Module, nn.Module, DataLoader[Any]]:
+    """lightly's recipe: its projection head and loss on the same network, and a loader with its transform."""
+    pictures = Pictures(images, SimCLRTransform(input_size=32, gaussian_blur=0.0))
     loader = DataLoader(pictures, BATCH, True, drop_last=True, num_workers=WORKERS, multiprocessing_context="fork")
+    return resnet18(), SimCLRProjectionHead(512, 512, 128), NTXentLoss(), loader
+
+
+def simclr_of_lightly(config: Any) -> Callable[[], None]:
+    """Steps of lightly's recipe, float32."""
+    backbone, head, criterion, loader = lightlys_simclr(stored(config))
+    optimizer = sgd(backbone, head)
 
     def steps() -> None:
         for (first, second), _ in islice(loader, STEPS):

@@ -13,9 +13,13 @@ class Schedule(Protocol):
         """The factor at `step`, counted from 0, of a run with `steps` steps an epoch."""
 
 
-def warm(step: int, steps: int, warmup: float, unit: str) -> float:
-    """A linear rise to 1 over the first `warmup` epochs or steps: 1/n, 2/n, … of n steps."""
-    length = warmup * steps if unit == "epochs" else warmup
+def in_steps(length: float, unit: str, steps: int) -> float:
+    """A length in `epochs`, of `steps` each, or in `steps`."""
+    return length * steps if unit == "epochs" else length
+
+
+def warm(step: int, length: float) -> float:
+    """A linear rise to 1 over the first `length` steps: 1/n, 2/n, … of n."""
     return min(1.0, (step + 1) / length) if length > 1 else 1.0
 
 
@@ -50,7 +54,8 @@ class MultiStep:
         self.milestones, self.factors, self.warmup, self.unit = milestones, [1.0, *factors], warmup, unit
 
     def __call__(self, step: int, steps: int) -> float:
-        return self.factors[bisect_right(self.milestones, step // steps)] * warm(step, steps, self.warmup, self.unit)
+        rise = in_steps(self.warmup, self.unit, steps)
+        return self.factors[bisect_right(self.milestones, step // steps)] * warm(step, rise)
 
 
 class Cosine:
@@ -74,9 +79,9 @@ class Cosine:
         self.epochs, self.last, self.warmup, self.unit, self.every = epochs, last, warmup, unit, every
 
     def __call__(self, step: int, steps: int) -> float:
-        rise = self.warmup * steps if self.unit == "epochs" else self.warmup
+        rise = in_steps(self.warmup, self.unit, steps)
         if step < rise:
-            return warm(step, steps, self.warmup, self.unit)
+            return warm(step, rise)
         now = step if self.every == "step" else step // steps * steps
         share = (now - rise) / max(self.epochs * steps - rise, 1)
         return cosine(min(max(share, 0.0), 1.0), 1, self.last)
