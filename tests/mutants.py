@@ -1,9 +1,12 @@
 """Faults put into the code one at a time, to see whether the tests notice: `make mutants`, or with names of files.
 
-Each fault is a small change of the syntax tree (`mutants_of`). The tests of a file run against each fault in a
-process forked from one that has imported torch and the like already but nothing of `src`, which takes about a second
-where a fresh process takes six. mutmut refuses a package called `src` and leaves decorated functions alone; cosmic-ray
-deletes no statements and starts a fresh process each time.
+Each fault is a small change of the syntax tree (`mutants_of`). The tests run once without any, to see which functions
+each of them calls and how long it takes; against each fault run those that call the changed function, the shortest
+first, in a process forked from one that has imported torch and the like already but nothing of `src`. The faults that
+no test notices are judged one by one in `mutants.md`.
+
+mutmut refuses a package called `src` and leaves decorated functions alone; cosmic-ray deletes no statements. Both run
+all tests each time, in a fresh process.
 """
 
 import argparse
@@ -12,20 +15,31 @@ import copy
 import gc
 import importlib.abc
 import importlib.machinery
+import json
 import os
 import signal
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FrameType, ModuleType
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = ("src/methods/*.py", "src/metrics/*.py", "src/vectors/*.py", "src/callbacks/*.py", "src/module.py")
+TESTS = ("tests/methods", "tests/metrics", "tests/vectors", "tests/callbacks", "tests/test_module.py")
+# Tests that start processes of their own would see the file as it is; those that train for long notice what others do.
+LEFT_OUT = ("rank", "test_learning")
+JUDGED = ROOT / "tests/mutants.md"
 ENOUGH = 0.9  # of the mutants must die
-PATIENCE = 60  # seconds, after which the tests of a mutant count as failed: it does not end
+PATIENCE = 30, 5  # seconds, and times what the tests take otherwise, after which a mutant counts as one without an end
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub,
     ast.Sub: ast.Add,
@@ -50,6 +64,13 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.And: ast.Or,
     ast.Or: ast.And,
 }
+# Arguments that save a copy or a check, or say what is so anyway, by the end of the function's name (empty: of any).
+SAME = {
+    "": ("inplace=True", "non_blocking=True", "strict=True", "strict=False", "check_invariants=False"),
+    "topk": ("dim=1",),
+    "normalize": ("dim=1",),
+    "cosine_similarity": ("dim=1",),
+}
 
 
 @dataclass(frozen=True)
@@ -58,9 +79,13 @@ class Mutant:
 
     path: str
     line: int
+    function: str  # the outermost that it is in; empty: what runs when the module is imported
     before: str
     after: str
     tree: ast.Module
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.before}  ->  {self.after}"
 
 
 def _changes(node: ast.AST) -> Iterator[Callable[[], ast.AST]]:
@@ -82,7 +107,7 @@ def _changes(node: ast.AST) -> Iterator[Callable[[], ast.AST]]:
         yield lambda: _with(node, test=ast.UnaryOp(ast.Not(), node.test))
     if isinstance(node, ast.Call):
         for keyword in node.keywords:
-            if keyword.arg is not None:
+            if keyword.arg is not None and not _is_same(node, keyword):
                 yield partial(_with, node, keywords=[k for k in node.keywords if k is not keyword])
         if isinstance(node.func, ast.Attribute) and node.func.attr in ("detach", "clone", "float", "double"):
             yield lambda: node.func.value  # type: ignore[attr-defined]
@@ -92,7 +117,8 @@ def _changes(node: ast.AST) -> Iterator[Callable[[], ast.AST]]:
                 yield partial(_with, node, decorator_list=[d for d in node.decorator_list if d is not decorator])
     called = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
     stored = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute | ast.Subscript)
-    if called or stored or isinstance(node, ast.AugAssign | ast.Raise):
+    abstract = isinstance(node, ast.Raise) and ast.unparse(node) == "raise NotImplementedError"
+    if called or stored or isinstance(node, ast.AugAssign) or (isinstance(node, ast.Raise) and not abstract):
         yield lambda: ast.Pass()
     if isinstance(node, ast.For):
         yield lambda: ast.Pass()
@@ -110,7 +136,7 @@ def _children(node: ast.AST) -> Iterator[tuple[str, int | None, ast.AST]]:
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "type_params", "decorator_list", "bases"):
             continue
-        if isinstance(node, ast.Raise | ast.JoinedStr) or _is_text(node) or _is_type(node):
+        if isinstance(node, ast.Raise | ast.JoinedStr) or _is_text(node) or _is_type(node) or _is_said(node):
             continue
         for place, child in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(child, ast.AST) and not _is_docstring(child):
@@ -128,13 +154,23 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _is_type(node: ast.AST) -> bool:
-    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in ("Row", "T")
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("Row", "T", "C")
+
+
+def _is_same(call: ast.Call, keyword: ast.keyword) -> bool:
+    name = ast.unparse(call.func)
+    return any(name.endswith(end) and ast.unparse(keyword) in keywords for end, keywords in SAME.items())
+
+
+def _is_said(node: ast.AST) -> bool:
+    return isinstance(node, ast.keyword) and ast.unparse(node) in SAME[""]
 
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
     """Every fault that is put into the file, one after the other."""
     source = path.read_text()
     tree, lines = ast.parse(source), source.splitlines()
+    functions = functions_of(tree)
 
     def walk(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
         for name, place, child in _children(node):
@@ -148,28 +184,74 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
                 setattr(parent, name, changed)
             else:
                 getattr(parent, name)[place] = changed
-            line = getattr(node, "lineno", 1)
+            line: int = getattr(node, "lineno", getattr(parent, "lineno", 1))
             after = "removed" if isinstance(changed, ast.Pass) else ast.unparse(changed).splitlines()[-1][:110]
             mutant = copy.deepcopy(tree)
             if place is None:
                 setattr(parent, name, node)
             else:
                 getattr(parent, name)[place] = node
-            yield Mutant(str(path.relative_to(ROOT)), line, lines[line - 1].strip()[:110], after.strip(), mutant)
+            where, before = functions.get(line, ""), lines[line - 1].strip()[:110]
+            yield Mutant(str(path.relative_to(ROOT)), line, where, before, after.strip(), mutant)
 
 
-def tests_of(path: str) -> list[str]:
-    """The test files that concern a source file, its own first."""
-    folder, name = path.split("/")[1:-1], path.rsplit("/", 1)[1]
-    own = "/".join(["tests", *folder, f"test_{name}"])
-    room = {
-        "methods": ["tests/methods/test_whole.py"],
-        "metrics": [],
-        "vectors": ["tests/metrics", "tests/methods/test_whole.py"],
-        "callbacks": ["tests/callbacks", "tests/test_module.py"],
-        "": ["tests/callbacks"],
-    }["".join(folder)]
-    return [own] * (ROOT / own).exists() + room
+def functions_of(tree: ast.Module) -> dict[int, str]:
+    """By line within a function's body the outermost function, or method, that it is in."""
+    found: dict[int, str] = {}
+
+    def walk(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef):
+                walk(child, f"{prefix}{child.name}.")
+            elif isinstance(child, ast.FunctionDef):
+                lines = range(child.body[0].lineno, (child.end_lineno or 0) + 1)
+                found.update(dict.fromkeys(lines, prefix + child.name))
+
+    walk(tree, "")
+    return found
+
+
+class Recorder:
+    """A plugin of pytest that learns how long each test takes and which functions of the source files it calls.
+
+    What a fixture calls is counted to every test that uses the fixture, whichever of them made it.
+    """
+
+    def __init__(self, functions: Mapping[str, Mapping[int, str]]) -> None:
+        self.functions = functions  # by file and line
+        self.codes: set[CodeType] = set()
+        self.fixtures: dict[Any, set[CodeType]] = {}
+        self.tests: dict[str, tuple[float, list[str]]] = {}
+
+    def _trace(self, frame: FrameType, event: str, argument: object) -> None:
+        self.codes.add(frame.f_code)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
+        before, self.codes = self.codes, set()
+        made = yield
+        self.fixtures[fixturedef], self.codes = self.codes, before | self.codes
+        return made
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
+        self.codes = set()
+        began = time.monotonic()
+        sys.settrace(self._trace)
+        threading.settrace(self._trace)
+        done = yield
+        sys.settrace(None)
+        threading.settrace(None)
+        used = [self.fixtures.get(made[-1], set()) for made in item._fixtureinfo.name2fixturedefs.values()]
+        names = {name for code in self.codes.union(*used) for name in self._names(code)}
+        self.tests[item.nodeid] = time.monotonic() - began, sorted(names)
+        return done
+
+    def _names(self, code: CodeType) -> set[str]:
+        """`path:function` of a code of the source files."""
+        path = code.co_filename.removeprefix(f"{ROOT}/")
+        lines = self.functions.get(path, {})
+        return {f"{path}:{lines[line]}" for *_, line in code.co_lines() if line is not None and line in lines}
 
 
 class _Loader(importlib.abc.Loader):
@@ -196,8 +278,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def start(path: str, mutant: Mutant | None) -> int:
-    """Fork a process that runs the tests of `path`; it ends with 0 where all pass."""
+def fork(work: Callable[[], int]) -> int:
+    """The number of a process of its own group that does `work` unheard, and ends with what that returns."""
     child = os.fork()
     if child:
         return child
@@ -205,19 +287,49 @@ def start(path: str, mutant: Mutant | None) -> int:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
-    import pytest
+    os._exit(work())
 
+
+def run_tests(tests: Sequence[str], *plugins: object, mutant: Mutant | None = None) -> int:
     if mutant:
         sys.meta_path.insert(0, _Finder(mutant))
-    # Tests that start processes of their own would see the file as it is.
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-k", "not rank", *tests_of(path)])
-    os._exit(int(code))
+    chosen = " and ".join(f"not {word}" for word in LEFT_OUT)
+    return int(
+        pytest.main(
+            ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:unraisableexception", "-k", chosen, *tests], plugins
+        )
+    )
 
 
-def run(jobs: Sequence[Mutant], at_once: int) -> list[Mutant]:
+def record(functions: Mapping[str, Mapping[int, str]], at_once: int) -> dict[str, tuple[float, list[str]]]:
+    """By test its seconds and the functions that it calls: all tests are run once, without any fault."""
+    files = [str(path) for name in TESTS for path in [ROOT / name, *(ROOT / name).glob("test_*.py")] if path.is_file()]
+    found: dict[str, tuple[float, list[str]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def work(number: int) -> int:
+            recorder = Recorder(functions)
+            code = run_tests(files[number::at_once], recorder)
+            Path(folder, f"{number}.json").write_text(json.dumps(recorder.tests))
+            return code
+
+        for child in [fork(partial(work, number)) for number in range(at_once)]:
+            if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
+                sys.exit("the tests fail without any fault: see make test")
+        for path in Path(folder).iterdir():
+            found |= json.loads(path.read_text())
+    return found
+
+
+def run(jobs: Sequence[Mutant], tests: Mapping[str, tuple[float, list[str]]], at_once: int) -> list[Mutant]:
     """Those of the mutants that no test notices, each printed when it is found."""
     from rich.progress import track
 
+    callers: defaultdict[str, set[str]] = defaultdict(set)
+    for test, (_, names) in tests.items():
+        for name in names:
+            callers[name].add(test)
+            callers[name.split(":")[0]].add(test)  # what the import of a file does, all of its tests may notice
     survivors: list[Mutant] = []
     running: dict[int, tuple[Mutant, float]] = {}
     waiting = list(jobs)[::-1]
@@ -225,16 +337,20 @@ def run(jobs: Sequence[Mutant], at_once: int) -> list[Mutant]:
         while True:
             while waiting and len(running) < at_once:
                 mutant = waiting.pop()
-                running[start(mutant.path, mutant)] = mutant, time.monotonic()
+                name = f"{mutant.path}:{mutant.function}".rstrip(":")
+                chosen = sorted(callers[name], key=lambda test: tests[test][0])
+                most = PATIENCE[0] + PATIENCE[1] * sum(tests[test][0] for test in chosen)
+                child = fork(partial(run_tests, chosen, mutant=mutant) if chosen else lambda: 0)
+                running[child] = mutant, time.monotonic() + most
             child, status = os.waitpid(-1, os.WNOHANG)
             if child:
                 mutant, _ = running.pop(child)
                 if os.waitstatus_to_exitcode(status) == 0:
                     survivors.append(mutant)
-                    print(f"survived: {mutant.path}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
+                    print(f"survived: {mutant}  (line {mutant.line})", flush=True)
                 break
-            for other, (_, began) in running.items():
-                if time.monotonic() - began > PATIENCE:
+            for other, (_, until) in running.items():
+                if time.monotonic() > until:
                     os.killpg(other, signal.SIGKILL)
             time.sleep(0.01)
     return survivors
@@ -248,7 +364,6 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # a forked process must not find threads begun
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other packages' plugins take most of a second to load
     import hydra.utils  # noqa: F401
-    import pytest  # noqa: F401
     import pytorch_lightning  # noqa: F401
     import pytorch_metric_learning.losses  # noqa: F401
     import sklearn.metrics  # noqa: F401
@@ -257,16 +372,16 @@ def main() -> None:
 
     gc.freeze()  # what was imported is not looked through again in each process
     names = options.file or sorted(str(p.relative_to(ROOT)) for pattern in FILES for p in ROOT.glob(pattern))
-    names = [name for name in names if tests_of(name)]  # an empty __init__.py has none
-    for name in names:
-        if os.waitstatus_to_exitcode(os.waitpid(start(name, None), 0)[1]) != 0:
-            sys.exit(f"the tests of {name} fail without any mutant: {' '.join(tests_of(name))}")
+    tests = record({name: functions_of(ast.parse((ROOT / name).read_text())) for name in names}, options.at_once)
     jobs = [mutant for name in names for mutant in mutants_of(ROOT / name)]
-    survivors = run(jobs, options.at_once)
+    survivors = run(jobs, tests, options.at_once)
     for name in names:
         total, alive = (sum(m.path == name for m in group) for group in (jobs, survivors))
         if total:
             print(f"{name:40} {total:5} mutants, {100 * (total - alive) / total:5.1f}% killed")
+    judged = JUDGED.read_text()
+    unjudged = [mutant for mutant in survivors if f"`{mutant}`" not in judged]
+    print(f"{len(unjudged)} of the survivors are not judged in {JUDGED.relative_to(ROOT)}")
     share = 1 - len(survivors) / len(jobs)
     print(f"mutants: {len(jobs) - len(survivors)} killed, {len(survivors)} survived: {100 * share:.1f}% killed")
     sys.stdout.flush()

@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 
 class Extract(Protocol):
-    """One pass over the clean training images, in eval mode."""
+    """One pass over the clean training images, in eval mode, without gradient."""
 
     def __call__(self, kind: Literal["unit", "pooled", "raw"] = "unit") -> tuple[Tensor, Tensor]:
         """Pooled features `(N, F)` and unit-norm embeddings `(N, D)`, of all N images in their order.

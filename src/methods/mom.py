@@ -217,7 +217,6 @@ class MiningOnManifolds(Method):
                 stacklevel=2,
             )
 
-    @torch.no_grad()
     def on_epoch_start(self, extract: Extract, generator: Generator) -> Tensor:
         mined = None if self.remine else self.mined
         if mined is None or self.hardest:

@@ -69,7 +69,7 @@ class NCE(Method):
         scores = embeddings @ memory.T / self.temperature
         drawn = torch.randint(images, (len(index), self.noise), device=index.device)
         positive, noise = scores.gather(1, index.unsqueeze(1)).squeeze(1), scores.gather(1, drawn)
-        first = gather_rows(estimate_log_z(noise.detach(), images).view(1))
+        first = gather_rows(estimate_log_z(noise, images).view(1))
         self.log_z.copy_(torch.where(self.log_z.isnan(), first.logsumexp(0) - math.log(len(first)), self.log_z))
         contrast = nce_loss(positive, noise, self.log_z.clone(), images)
         proximal = proximal_term(embeddings, memory[index], self.bank.seen[index])

@@ -18,7 +18,7 @@ def choose_negatives(distance: Tensor, negatives: str) -> Tensor:
     images = rows // 2
     if negatives == "hard":
         image = torch.arange(rows, device=distance.device) % images
-        return distance.detach().masked_fill(image.unsqueeze(0) == image.unsqueeze(1), torch.inf).argmin(1)
+        return distance.masked_fill(image.unsqueeze(0) == image.unsqueeze(1), torch.inf).argmin(1)
     own = torch.arange(rows, device=distance.device)
     shift = torch.randint(1, images, (rows,), device=distance.device)
     view = torch.randint(2, (rows,), device=distance.device)

@@ -27,7 +27,6 @@ class MemoryBank(nn.Module):
         self.register_buffer("memory", functional.normalize(torch.randn(images, dim), dim=1))
         self.register_buffer("seen", torch.zeros(images, dtype=torch.bool))
 
-    @torch.no_grad()
     def update(self, index: Tensor, embeddings: Tensor) -> None:
         """Move the entries `index` `(B,)` towards `embeddings` `(B, D)`, in place; of all ranks, on every rank.
 

@@ -13,6 +13,13 @@ def test_agrees_with_the_equation(temperature: float) -> None:
     assert_same(softmax_loss(f, w, index, temperature), softmax(f, w, index, temperature), f, w)
 
 
+def test_weights_begin_as_a_linear_layers_do() -> None:
+    method = Exemplar(1.0)
+    method.setup(TrainingSet(2000, 16, pretrained=False, labels=None, num_features=8))
+    assert 0.249 < method.weights.max() <= 0.25, "the root of D is 4"
+    assert -0.25 <= method.weights.min() < -0.249
+
+
 def test_learns_a_weight_for_each_image() -> None:
     method = Exemplar(1.0)
     method.setup(TrainingSet(6, 4, pretrained=False, labels=None, num_features=8))

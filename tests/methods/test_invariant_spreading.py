@@ -86,11 +86,32 @@ def test_fraction_of_negatives(fraction: float) -> None:
     for negatives in ("hard", "easy"):
         ours = invariant_spreading_loss(z, 0.1, negatives, fraction=fraction)
         assert ours.item() == pytest.approx(naive(z, 0.1, negatives, True, fraction).item(), rel=1e-10)
-    published = invariant_spreading_loss(z, 0.1, "hard_published", fraction=max(fraction, 0.1))
-    if fraction < 1:
-        assert published.item() == pytest.approx(naive(z, 0.1, "hard_published", True, max(fraction, 0.1)).item())
     if fraction == 1.0:
         assert ours.item() == pytest.approx(invariant_spreading_loss(z).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.8])
+def test_fraction_of_negatives_as_published(fraction: float) -> None:
+    z = unit(10, 4)  # of which 0.8 are all that are neither the anchor nor its partner
+    ours = invariant_spreading_loss(z, 0.1, "hard_published", fraction=fraction)
+    assert ours.item() == pytest.approx(naive(z, 0.1, "hard_published", True, fraction).item(), rel=1e-10)
+    if fraction == 0.8:
+        more = invariant_spreading_loss(z, 0.1, "hard_published", fraction=1.0)
+        assert more.item() == pytest.approx(ours.item() / 0.8 - _positive(z) / 9 * (1 / 0.8 - 1), rel=1e-10)
+
+
+def _positive(z: Tensor) -> float:
+    """The sum over anchors of -log of the probability of the other view."""
+    rows = len(z)
+    similarity = (z @ z.T / 0.1).fill_diagonal_(-math.inf)
+    return float(-similarity.log_softmax(1)[torch.arange(rows), torch.arange(rows).roll(rows // 2)].sum())
+
+
+def test_the_defaults_are_the_papers() -> None:
+    z = unit(10, 4).requires_grad_()
+    plain, spelled = invariant_spreading_loss(z), invariant_spreading_loss(z, 0.1, "all", True, 0.5)
+    assert torch.equal(value_and_gradient(plain, z)[1], value_and_gradient(spelled, z)[1])
+    assert invariant_spreading_loss(z, negatives="hard") == invariant_spreading_loss(z, 0.1, "hard", True, 0.5)
 
 
 @pytest.mark.parametrize("negatives", ["all", "hard", "easy"])

@@ -1,3 +1,4 @@
+import warnings
 from typing import Any
 
 import pytest
@@ -59,6 +60,14 @@ def _component(dense: Tensor) -> Tensor:
     """The largest connected part."""
     reach = ((dense > 0).double() + torch.eye(len(dense), dtype=torch.float64)).matrix_power(len(dense)) > 0
     return reach[reach.sum(1).argmax()]
+
+
+def test_an_image_without_a_neighbour_is_no_anchor_and_equals_are_all() -> None:
+    edges = torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2]])
+    graph = torch.sparse_coo_tensor(edges, torch.tensor([0.5, 0.5, 0.2, 0.2]), (5, 5), check_invariants=True).coalesce()
+    assert find_anchors(graph).tolist() == [0, 1, 2, 3]
+    alone = diffuse(graph, torch.tensor([4]), 0.99)
+    assert alone.tolist() == [[0, 0, 0, 0, 1]], "a walk that goes nowhere"
 
 
 def test_diffusion_solves_the_linear_system() -> None:
@@ -250,8 +259,11 @@ def test_a_step_weighs_each_triplet_by_its_positive() -> None:
 def test_what_it_needs_is_asked_for() -> None:
     with pytest.raises(ValueError, match=r"30 nearest of an image, but there are 31 training images"):
         make().setup(TrainingSet(31, 8, pretrained=True, labels=None, num_features=8))
-    with pytest.warns(UserWarning, match="not trained before"):
+    with pytest.warns(UserWarning, match="not trained before") as warned:
         make().setup(TrainingSet(32, 8, pretrained=False, labels=None, num_features=8))
+    assert [warning.filename for warning in warned] == [__file__], "of the caller, once"
+    with warnings.catch_warnings(action="error"):
+        make().setup(TrainingSet(32, 8, pretrained=True, labels=None, num_features=8))
     points = unit(30, 4)
     with pytest.raises(ValueError, match="no hard positives and negatives"):
         make(k=29, negative_k=29, graph_k=29).on_epoch_start(Looking(points, points), Generator())

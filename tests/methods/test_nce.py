@@ -60,6 +60,13 @@ def test_z_is_estimated_once_and_kept_in_checkpoints() -> None:
     assert torch.equal(other.log_z, first)
 
 
+def test_two_steps_may_share_a_backward_pass() -> None:
+    method, z = make(), unit(3, 4, dtype=torch.float32).requires_grad_()
+    losses = [method(z, torch.tensor(index))["loss"] for index in ([1, 2, 3], [4, 5, 6])]
+    torch.stack(losses).sum().backward()
+    assert z.grad is not None
+
+
 def test_the_proximal_term_waits_for_a_memory() -> None:
     f, v, seen = unit(3, 4), unit(3, 4, seed=1), torch.tensor([True, False, True])
     expected = sum(float((f[i] - v[i]).square().sum()) for i in (0, 2)) / 3

@@ -25,6 +25,11 @@ def test_agrees_with_the_equation_and_with_pytorch_metric_learning(tau: float) -
     assert nt_xent_loss(z, tau).item() == pytest.approx(theirs.item())
 
 
+def test_two_images_are_enough() -> None:
+    z = unit(4, 3).requires_grad_()
+    assert_same(nt_xent_loss(z, 0.5), naive(z, 0.5), z)
+
+
 @pytest.mark.parametrize("rows", [2, 5])
 def test_too_few_images(rows: int) -> None:
     with pytest.raises(ValueError, match=rf"\({rows}, 4\)"):

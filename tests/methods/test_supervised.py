@@ -1,3 +1,4 @@
+import sys
 from typing import Any
 
 import pytest
@@ -40,6 +41,20 @@ def test_a_loss_with_weights_learns_them() -> None:
     loss = method(unit(4, 5, dtype=torch.float32), torch.tensor([0, 5]))["loss"]
     loss.backward()
     assert all(isinstance(parameter, nn.Parameter) and parameter.grad is not None for parameter in method.parameters())
+
+
+def test_labels_may_begin_at_0() -> None:
+    assert make("LiftedStructureLoss", labels=torch.tensor([0, 1])).labels.tolist() == [0, 1]
+
+
+def test_every_output_says_that_labels_are_used() -> None:
+    assert Supervised.supervised
+
+
+def test_without_the_package_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
+    with pytest.raises(ImportError, match=r"pip install '\.\[supervised\]'"):
+        make("LiftedStructureLoss")
 
 
 def test_what_it_needs_is_asked_for() -> None:

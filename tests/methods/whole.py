@@ -68,6 +68,7 @@ def follow(make: Callable[[], Method], labels: Tensor | None = None, lr: float =
             if method.teacher_decay is not None:
                 given = {"features": features, "teacher": teacher(images, method.unit_norm)}
             terms = method(embeddings, index, **given)
+            assert not any(term.requires_grad for name, term in terms.items() if name != "loss"), "curves have no graph"
             optimizer.zero_grad()
             terms["loss"].backward()
             named = [(name, value) for part in (network, method) for name, value in part.named_parameters()]
@@ -116,6 +117,7 @@ def _refresh(
     if method.restarts:
         for parameter in method.parameters():
             optimizer.state.pop(parameter, None)
+    assert companions is None or companions.shape == (IMAGES, method.views), "a view of each companion"
     run.companions.append(None if companions is None else companions.tolist())
     run.orders.append(batches)
     run.looks.append(looks)
