@@ -103,7 +103,7 @@ class EmbeddingModule(pl.LightningModule):
         detached = {name: term.detach() for name, term in terms.items()}
         made = {"features": features.detach(), "embeddings": embeddings.detach()}
         if len(embeddings) == 2 * len(batch["index"]):
-            one, other = functional.normalize(made["embeddings"].float(), dim=1).chunk(2)
+            one, other = functional.normalize(made["embeddings"], dim=1).chunk(2)
             detached["alignment"] = (one - other).square().sum(1).mean()
         self.seen.append((made["embeddings"], batch["index"]))
         return {"loss": terms["loss"], "terms": detached, **made}

@@ -71,6 +71,7 @@ SAME = {
     "normalize": ("dim=1",),
     "cosine_similarity": ("dim=1",),
 }
+SIZES = ("BLOCK", "CHUNK", "CANDIDATES", "SCORES", "WEIGHTS", "(ROWS, QUERIES)", "ROWS, QUERIES")
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ def _children(node: ast.AST) -> Iterator[tuple[str, int | None, ast.AST]]:
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "type_params", "decorator_list", "bases"):
             continue
-        if isinstance(node, ast.Raise | ast.JoinedStr) or _is_text(node) or _is_type(node) or _is_said(node):
+        if isinstance(node, ast.Raise | ast.JoinedStr) or _is_text(node) or _is_said(node):
+            continue
+        if _is_type(node) or _is_size(node):
             continue
         for place, child in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(child, ast.AST) and not _is_docstring(child):
@@ -154,7 +157,13 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _is_type(node: ast.AST) -> bool:
-    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("Row", "T", "C")
+    """A name for a type, which mypy checks, and tests/test_settings.py where a setting has it."""
+    return isinstance(node, ast.Assign) and ast.unparse(node.value).startswith(("Literal[", "Annotated[", "TypeVar("))
+
+
+def _is_size(node: ast.AST) -> bool:
+    """How much is computed at once, on which no result depends: tests of their own say so, with other sizes."""
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in SIZES
 
 
 def _is_same(call: ast.Call, keyword: ast.keyword) -> bool:
@@ -359,6 +368,7 @@ def run(jobs: Sequence[Mutant], tests: Mapping[str, tuple[float, list[str]]], at
 def main() -> None:
     parser = argparse.ArgumentParser("python -m tests.mutants", description=__doc__)
     parser.add_argument("file", nargs="*", help="source files; all that are meant by default")
+    parser.add_argument("--again", metavar="FILE", help="only those that survived in this earlier output")
     parser.add_argument("--at-once", type=int, default=os.cpu_count(), help="processes")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # a forked process must not find threads begun
@@ -374,6 +384,9 @@ def main() -> None:
     names = options.file or sorted(str(p.relative_to(ROOT)) for pattern in FILES for p in ROOT.glob(pattern))
     tests = record({name: functions_of(ast.parse((ROOT / name).read_text())) for name in names}, options.at_once)
     jobs = [mutant for name in names for mutant in mutants_of(ROOT / name)]
+    if options.again:
+        said = Path(options.again).read_text()
+        jobs = [mutant for mutant in jobs if f"survived: {mutant}  (" in said]
     survivors = run(jobs, tests, options.at_once)
     for name in names:
         total, alive = (sum(m.path == name for m in group) for group in (jobs, survivors))

@@ -1,6 +1,7 @@
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from src.methods.base import Method, TaughtMethod, TrainingSet
 from src.methods.exemplar import Exemplar
 from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss
 from src.methods.simclr import SimCLR
-from src.module import EmbeddingModule, seed_device
+from src.module import EmbeddingModule, may_wait, seed_device
 from src.schedules import MultiStep
 
 
@@ -331,13 +332,22 @@ def test_a_step_returns_all_terms_detached() -> None:
     fit(make(method=method), outputs, batches=2)
     for step in outputs.training:
         assert step["terms"].keys() == {"loss", "double", "alignment"}
-        assert not any(term.requires_grad for term in step["terms"].values())
+        assert not any(made.requires_grad for made in (*step["terms"].values(), step["features"], step["embeddings"]))
         assert step["terms"]["loss"] == step["loss"] == step["terms"]["double"] / 2
     _, z, _, weight = method.events[0]
     torch.testing.assert_close(outputs.training[0]["loss"], (z @ weight).sin().mean())
     pairs = list(zip(functional.normalize(z, dim=1), functional.normalize(z, dim=1)[len(z) // 2 :], strict=False))
     expected = sum((one - other).square().sum() for one, other in pairs) / len(pairs)
     torch.testing.assert_close(outputs.training[0]["terms"]["alignment"], expected)
+
+
+def test_numbers_are_read_every_so_many_steps_and_at_an_epochs_end() -> None:
+    def waits(step: int, last: bool) -> bool:
+        state: Any = SimpleNamespace(is_last_batch=last, global_step=step, log_every_n_steps=3)
+        return may_wait(state)
+
+    assert [waits(step, False) for step in range(7)] == [True, False, False, True, False, False, True]
+    assert all(waits(step, True) for step in range(7))
 
 
 def test_the_method_is_given_what_the_head_makes_of_the_views() -> None:
@@ -443,7 +453,10 @@ def test_an_evaluation_step_returns_both_spaces_of_its_images_in_eval_mode(monke
         ((0,), (3,), (3,)),
     ],
 )
-def test_schedule(milestones: tuple[int, ...], factors: tuple[float, ...], shares: tuple[float, ...]) -> None:
+@pytest.mark.parametrize("batches", [1, 3])
+def test_schedule(
+    milestones: tuple[int, ...], factors: tuple[float, ...], shares: tuple[float, ...], batches: int
+) -> None:
     """At every step of every epoch, of the network's rate and of the method's own."""
     rates = []
 
@@ -452,9 +465,15 @@ def test_schedule(milestones: tuple[int, ...], factors: tuple[float, ...], share
             rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
     module = make(milestones, factors, method=Watched(options={"lr": 0.2}))
-    fit(module, Rates(), epochs=len(shares), batches=3)
-    expected = [[0.5 * share, 0.2 * share] for share in shares for _ in range(3)]
+    fit(module, Rates(), epochs=len(shares), batches=batches)
+    expected = [[0.5 * share, 0.2 * share] for share in shares for _ in range(batches)]
     assert [rate for pair in rates for rate in pair] == pytest.approx([rate for pair in expected for rate in pair])
+
+
+def test_a_checkpoint_whose_rates_counted_epochs_is_not_gone_on_with() -> None:
+    make().on_load_checkpoint({"lr_schedulers": [{"last_epoch": 6}], "global_step": 6})
+    with pytest.raises(ValueError, match="of an earlier version"):
+        make().on_load_checkpoint({"lr_schedulers": [{"last_epoch": 2}], "global_step": 6})
 
 
 class Broken(Method):

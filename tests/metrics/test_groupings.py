@@ -52,6 +52,29 @@ def test_what_is_no_grouping_is_named_in_one_line(tmp_path: Path, content: bytes
     assert len(str(raised.value).splitlines()) == 1
 
 
+def test_of_many_classes_ten_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("x: {one: [wombat], two: [a]}")
+    names = [chr(ord("a") + number) for number in range(11)]
+    for classes, said in ((names[:10], "a, b, c, d, e, f, g, h, i, j"), (names, "a, b, c, d, e, f, g, h, i, j, …")):
+        with pytest.raises(ValueError, match=f"it has {said}$"):
+            read_groupings(str(path), classes)
+
+
+def test_a_file_may_be_as_long_as_it_says_and_no_longer(tmp_path: Path) -> None:
+    path, groups = tmp_path / "own.yaml", "x: {one: [a], two: [b]}\n#"
+    path.write_text(groups.ljust(2**16, "#"))
+    assert list(read_groupings(str(path), CLASSES)) == ["x"]
+    path.write_text(groups.ljust(2**16 + 1, "#"))
+    with pytest.raises(ValueError, match="more than 65,536 bytes"):
+        read_groupings(str(path), CLASSES)
+
+
+def test_where_there_is_no_file_the_shipped_ones_are_named() -> None:
+    with pytest.raises(ValueError, match=r"in nowhere: there is no such file; give the path of one, or cifar10$"):
+        read_groupings("nowhere", CLASSES)
+
+
 @pytest.mark.parametrize("source", ["nowhere", "/dev/zero", "..", "conf", "a\0b"])
 def test_what_is_no_file_is_an_error(source: str) -> None:
     with pytest.raises(ValueError, match="groupings of classes in"):
