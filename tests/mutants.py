@@ -2,7 +2,7 @@
 
 Each fault is a small change of the syntax tree (`mutants_of`). The tests run once without any, to see which functions
 each of them calls and how long it takes; against each fault run those that call the changed function, the shortest
-first, in a process forked from one that has imported torch and the like already but nothing of `src`. The faults that
+first, in a process forked from one that has imported all that they import but `src` and themselves. The faults that
 no test notices are judged one by one in `mutants.md`.
 
 mutmut refuses a package called `src` and leaves decorated functions alone; cosmic-ray deletes no statements. Both run
@@ -11,8 +11,10 @@ all tests each time, in a fresh process.
 
 import argparse
 import ast
+import contextlib
 import copy
 import gc
+import importlib
 import importlib.abc
 import importlib.machinery
 import json
@@ -319,14 +321,19 @@ def record(functions: Mapping[str, Mapping[int, str]], at_once: int) -> dict[str
         def work(number: int) -> int:
             recorder = Recorder(functions)
             code = run_tests(files[number::at_once], recorder)
-            Path(folder, f"{number}.json").write_text(json.dumps(recorder.tests))
+            Path(folder, f"{number}.json").write_text(json.dumps([recorder.tests, list(sys.modules)]))
             return code
 
         for child in [fork(partial(work, number)) for number in range(at_once)]:
             if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
                 sys.exit("the tests fail without any fault: see make test")
         for path in Path(folder).iterdir():
-            found |= json.loads(path.read_text())
+            tests, modules = json.loads(path.read_text())
+            found |= tests
+            for name in modules:  # what is imported once here, no test waits for
+                if name.split(".")[0] not in ("src", "tests", "__main__"):
+                    with contextlib.suppress(Exception):
+                        importlib.import_module(name)
     return found
 
 
@@ -373,16 +380,9 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # a forked process must not find threads begun
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other packages' plugins take most of a second to load
-    import hydra.utils  # noqa: F401
-    import pytorch_lightning  # noqa: F401
-    import pytorch_metric_learning.losses  # noqa: F401
-    import sklearn.metrics  # noqa: F401
-    import torch  # noqa: F401
-    import torchmetrics  # noqa: F401
-
-    gc.freeze()  # what was imported is not looked through again in each process
     names = options.file or sorted(str(p.relative_to(ROOT)) for pattern in FILES for p in ROOT.glob(pattern))
     tests = record({name: functions_of(ast.parse((ROOT / name).read_text())) for name in names}, options.at_once)
+    gc.freeze()  # what was imported is not looked through again in each process
     jobs = [mutant for name in names for mutant in mutants_of(ROOT / name)]
     if options.again:
         said = Path(options.again).read_text()
