@@ -28,6 +28,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType
 from typing import Any
@@ -41,7 +42,8 @@ TESTS = ("tests/methods", "tests/metrics", "tests/vectors", "tests/callbacks", "
 LEFT_OUT = ("rank", "test_learning")
 JUDGED = ROOT / "tests/mutants.md"
 ENOUGH = 0.9  # of the mutants must die
-PATIENCE = 30, 5  # seconds, and times what the tests take otherwise, after which a mutant counts as one without an end
+LONGEST = 20  # seconds of tests against each mutant: those that take longer are not asked
+PATIENCE = 30, 5  # seconds, and times the longest, after which a mutant counts as killed: it has no end
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub,
     ast.Sub: ast.Add,
@@ -355,7 +357,9 @@ def run(jobs: Sequence[Mutant], tests: Mapping[str, tuple[float, list[str]]], at
                 mutant = waiting.pop()
                 name = f"{mutant.path}:{mutant.function}".rstrip(":")
                 chosen = sorted(callers[name], key=lambda test: tests[test][0])
-                most = PATIENCE[0] + PATIENCE[1] * sum(tests[test][0] for test in chosen)
+                took = list(accumulate(tests[test][0] for test in chosen))
+                chosen = [test for test, seconds in zip(chosen, took, strict=True) if seconds < LONGEST]
+                most = PATIENCE[0] + PATIENCE[1] * LONGEST
                 child = fork(partial(run_tests, chosen, mutant=mutant) if chosen else lambda: 0)
                 running[child] = mutant, time.monotonic() + most
             child, status = os.waitpid(-1, os.WNOHANG)

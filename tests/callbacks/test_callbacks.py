@@ -1,7 +1,6 @@
 """The callbacks on a trainer that extracts from two small loaders, against the metric computed apart."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from torch.utils.data import DataLoader
 from src.callbacks import history as history_module
 from src.callbacks.evaluation import Evaluation
 from src.callbacks.history import History, draw_curves
-from src.callbacks.progress import Progress
 from src.callbacks.steps import Steps
 from src.metrics.knn import WeightedKNN
 from src.metrics.retrieval import Retrieval
@@ -151,15 +149,6 @@ def test_what_decides_is_named_without_its_set() -> None:
     assert Evaluation(metrics, {}, "pooled", "embedding/knn/top5").monitor == "embedding/knn/top5"
     with pytest.raises(ValueError, match=r"protocol.monitor=validation/knn/top1: must be one of knn/top1, knn/top5, e"):
         Evaluation(metrics, {}, "pooled", "validation/knn/top1", validation=True)
-
-
-def test_the_bar_shows_the_scores_to_choose_by() -> None:
-    scores = {"knn/top1": 1.0, "pooled/knn/top1": 2.0, "train/loss_step": 3.0, "train/loss": 4.0}
-    state: Any = SimpleNamespace(training=False, callback_metrics=scores)
-    module: Any = None
-    assert Progress().get_metrics(state, module) == {"knn/top1": 1.0, "loss": 3.0}
-    scores |= {"validation/knn/top1": 5.0, "validation/pooled/knn/top1": 6.0}
-    assert Progress().get_metrics(state, module) == {"val/knn/top1": 5.0, "loss": 3.0}
 
 
 class Unlink(pl.Callback):

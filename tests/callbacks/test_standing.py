@@ -10,6 +10,15 @@ from src.callbacks.standing import Standing
 from src.running import runs
 
 
+def test_after_one_epoch_the_rest_takes_as_long_each(tmp_path: Path) -> None:
+    history = History()
+    history.rows = [{"epoch": 0}, {"epoch": 1}]
+    history._started -= 60
+    trainer = pl.Trainer(max_epochs=3, logger=False, accelerator="cpu", enable_checkpointing=False)
+    Standing(tmp_path, history, "knn/top1").on_train_epoch_end(trainer, pl.LightningModule())
+    assert 120 <= runs.read_progress(tmp_path)["seconds_left"] < 130
+
+
 @pytest.mark.parametrize("asked", [False, True])
 def test_progress_after_an_epoch_and_an_end_that_is_asked_for(tmp_path: Path, asked: bool) -> None:
     history = History()
