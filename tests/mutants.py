@@ -75,7 +75,7 @@ SAME = {
     "normalize": ("dim=1",),
     "cosine_similarity": ("dim=1",),
 }
-SIZES = ("BLOCK", "CHUNK", "CANDIDATES", "SCORES", "WEIGHTS", "(ROWS, QUERIES)", "ROWS, QUERIES")
+SIZES = ("BLOCK", "CHUNK", "CANDIDATES", "SCORES", "WEIGHTS", "GROUP", "ROUNDS", "(ROWS, QUERIES)")
 
 
 @dataclass(frozen=True)

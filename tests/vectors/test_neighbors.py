@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from src.vectors import neighbors
-from src.vectors.neighbors import nearest_neighbors, neighbor_batches
+from src.vectors.neighbors import nearest_neighbors, neighbor_batches, queries_at_once
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +134,11 @@ def test_batches_of_neighbours_in_float32_are_those_in_float64(points: Tensor) -
         neighbor_batches(some, 60, 5, torch.Generator().manual_seed(0)) for some in (points + 10, (points + 10).float())
     )
     assert (exact == rounded).float().mean() > 0.999  # but for ties
+
+
+def test_as_many_queries_at_once_as_fit_in_whole_vectors() -> None:
+    gallery = torch.empty(1000, 4)
+    assert queries_at_once(gallery, 2**20) == 1040, "a multiple of 16"
+    assert queries_at_once(gallery, 5000) == 5
+    assert queries_at_once(gallery, 10) == 1
+    assert queries_at_once(gallery.to("meta"), 10) == 67_104, "an accelerator is kept busy"
