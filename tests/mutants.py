@@ -71,7 +71,8 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
 # Arguments that save a copy or a check, or say what is so anyway, by the end of the function's name (empty: of any).
 SAME = {
     "": ("inplace=True", "non_blocking=True", "strict=True", "strict=False", "check_invariants=False"),
-    "topk": ("dim=1",),
+    "topk": ("dim=1", "sorted=False"),
+    "sort": ("dim=1",),
     "normalize": ("dim=1",),
     "cosine_similarity": ("dim=1",),
 }

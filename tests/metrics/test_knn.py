@@ -57,6 +57,11 @@ def test_accuracy_against_scikit_learn(digits: tuple[Tensor, ...]) -> None:
     assert scores["top1"] <= scores["top5"] <= 100
 
 
+def test_the_defaults_are_the_papers(digits: tuple[Tensor, ...]) -> None:
+    gallery, labels, query, _ = digits
+    assert torch.equal(knn_votes(query, gallery, labels), knn_votes(query, gallery, labels, 200, 0.1))
+
+
 def test_updates_add_up(digits: tuple[Tensor, ...]) -> None:
     gallery, labels, query, query_labels = digits
     whole, parts = WeightedKNN(k=30), WeightedKNN(k=30)
@@ -85,6 +90,8 @@ def test_a_class_without_votes_is_never_a_hit() -> None:
 def test_k_larger_than_the_gallery_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"protocol.metrics.knn.k=200, but the gallery has 10"):
         WeightedKNN(k=200).check(torch.arange(3), torch.zeros(10))
+    with pytest.raises(ValueError, match=r"no training image has a label, so none can vote"):
+        WeightedKNN(k=1).check(torch.arange(3), torch.zeros(0))
     with pytest.raises(ValueError, match=r"searches a gallery"):
         WeightedKNN(k=200).check(torch.zeros(3), None)
     WeightedKNN(k=10).check(torch.arange(3), torch.zeros(10))

@@ -100,8 +100,10 @@ def test_a_search_by_blocks_finds_the_same(count: int, monkeypatch: pytest.Monke
     expected = nearest_neighbors(gallery[own], gallery, 5, own)
     assert torch.allclose(values, expected[0], atol=1e-6)
     assert not (found == own[:, None]).any()
-    with pytest.raises(ValueError, match=r"k=102 .* choose 1 to 101"):
-        neighbors.search(query, gallery, 102)
+    assert neighbors.search(query, gallery, 1)[1][0].tolist() == [10]
+    for k, mine, most in ((102, None, 101), (0, None, 101), (101, own, 100)):
+        with pytest.raises(ValueError, match=rf"k={k} .* choose 1 to {most}"):
+            neighbors.search(query, gallery, k, mine)
 
 
 @pytest.mark.parametrize(("batch", "neighbors"), [(12, 3), (10, 2), (40, 5), (7, 7), (13, 4), (2, 3)])
