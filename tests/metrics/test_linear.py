@@ -110,6 +110,7 @@ def test_what_is_no_minimum_yet_is_said(digits: Digits, monkeypatch: pytest.Monk
 
 def test_galleries_that_teach_nothing_are_errors() -> None:
     labels = torch.tensor([0, 1, 2])
+    Linear().check(labels, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"final.linear learns from a gallery: set protocol.gallery=true"):
         Linear().check(labels, None)
     with pytest.raises(ValueError, match=r"protocol.final.linear: the gallery has images of 1 class"):

@@ -72,6 +72,15 @@ def test_queries_alone_in_their_class_do_not_count() -> None:
     points = torch.eye(4)
     hits, precision = retrieval_hits(points, torch.tensor([0, 0, 1, 2]), (1,))
     assert len(hits) == len(precision) == 2
+    hits, precision = retrieval_hits(points, torch.arange(4), (1, 3))
+    assert (hits.shape, hits.dtype) == ((0, 2), torch.bool)
+    assert (precision.shape, precision.dtype) == ((0,), torch.float64)
+    assert [len(part) for part in retrieval_hits(points[:0], torch.empty(0, dtype=torch.long), (1,))] == [0, 0]
+
+
+def test_images_without_a_label_are_not_scored() -> None:
+    with pytest.raises(ValueError, match="without a label"):
+        retrieval_hits(torch.eye(3), torch.tensor([0, 0, -1]), (1,))
 
 
 @pytest.mark.parametrize(
