@@ -46,6 +46,16 @@ class Signal(pl.Callback):
         setattr(self, when, send)
 
 
+class Begun(pl.Callback):
+    """The epochs that began."""
+
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.epochs.append(trainer.current_epoch)
+
+
 def fit(
     folder: Path,
     scores: list[float | None],
@@ -126,12 +136,16 @@ def test_a_write_that_fails_leaves_the_epoch_before(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.usefixtures("listening")
-def test_a_signal_within_an_epoch_leaves_a_checkpoint_there_and_the_best_alone(tmp_path: Path) -> None:
+def test_a_signal_within_an_epoch_leaves_a_checkpoint_there_and_the_best_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Also where the run goes on, and the last row is the best but the last checkpoint is not of it."""
     batches = len(loader(split(20, 0)))
     with pytest.raises(SystemExit) as ended:
         fit(tmp_path, [1, 2, 0], 3, Signal("on_train_batch_start", 2 * batches + 1))
     assert ended.value.code == 138
+    said = capfd.readouterr()
+    assert "SIGUSR1: ends when this step is kept, or this epoch scored" in said.out + said.err
     assert kept(tmp_path) == {"best": 2, "last": 3, "previous": 2}
     last = checkpoints.path_of(tmp_path, "last")
     found = checkpoints.load(last)
@@ -151,10 +165,11 @@ def test_a_signal_within_an_epoch_leaves_a_checkpoint_there_and_the_best_alone(t
 @pytest.mark.usefixtures("listening")
 @pytest.mark.parametrize("when", ["on_train_batch_end", "on_train_epoch_end"])
 def test_a_signal_after_the_last_step_waits_for_the_epoch(tmp_path: Path, when: str) -> None:
-    batches = len(loader(split(20, 0)))
+    batches, begun = len(loader(split(20, 0))), Begun()
     with pytest.raises(SystemExit) as ended:
-        fit(tmp_path, [1, 2, 3], 3, Signal(when, 2 * batches))
+        fit(tmp_path, [1, 2, 3], 3, Signal(when, 2 * batches), begun)
     assert ended.value.code == 138
+    assert begun.epochs == [0, 1], "and for no other"
     assert kept(tmp_path) == {"best": 2, "last": 2, "previous": 1}
     assert checkpoints.describe(checkpoints.load(checkpoints.path_of(tmp_path, "last"))) == "epoch 2"
 

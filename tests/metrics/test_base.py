@@ -51,8 +51,9 @@ def test_what_is_counted_begins_at_0_and_goes_back_to_it(make: Any) -> None:
 
 
 def test_sums_of_many_queries_are_counted_in_whole_numbers() -> None:
-    assert {WeightedKNN().hits.dtype, WeightedKNN().total.dtype, Retrieval().hits.dtype} == {torch.long}
-    assert {Retrieval().precision.dtype, Clustering(1).score.dtype} == {torch.float64}
+    knn, retrieval = WeightedKNN(), Retrieval()
+    assert {part.dtype for part in (knn.hits, knn.total, retrieval.hits, retrieval.total)} == {torch.long}
+    assert {retrieval.precision.dtype, Clustering(1).score.dtype} == {torch.float64}
 
 
 def test_scores_are_computed_where_the_images_are() -> None:

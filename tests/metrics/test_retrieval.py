@@ -75,7 +75,8 @@ def test_queries_alone_in_their_class_do_not_count() -> None:
     hits, precision = retrieval_hits(points, torch.arange(4), (1, 3))
     assert (hits.shape, hits.dtype) == ((0, 2), torch.bool)
     assert (precision.shape, precision.dtype) == ((0,), torch.float64)
-    assert [len(part) for part in retrieval_hits(points[:0], torch.empty(0, dtype=torch.long), (1,))] == [0, 0]
+    with pytest.raises(ValueError, match="a gallery of 0 images"):
+        retrieval_hits(points[:0], torch.empty(0, dtype=torch.long), (1,))
 
 
 def test_images_without_a_label_are_not_scored() -> None:
@@ -93,6 +94,7 @@ def test_images_without_a_label_are_not_scored() -> None:
     ],
 )
 def test_impossible_test_sets_are_named(labels: list[int], k: tuple[int, ...], message: str) -> None:
+    Retrieval((1, 3)).check(torch.tensor([0, 0, 1, 1]), None)
     with pytest.raises(ValueError, match=message):
         Retrieval(k).check(torch.tensor(labels), None)
     with pytest.raises(ValueError, match=message.replace("test", "validation")):

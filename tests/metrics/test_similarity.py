@@ -152,7 +152,9 @@ def test_images_with_nothing_to_compare_are_errors(tmp_path: Path) -> None:
     metric = Similarity(5, str(tmp_path / "own.yaml"))
     metric.name_classes(["a", "b", "c", "d"])
     metric.check(torch.tensor([0, 0, 1, 3]), None)
-    with pytest.raises(ValueError, match=r"similarity: no image of the test set has one of the same.*\(classes\)"):
+    with pytest.raises(
+        ValueError, match=r"protocol\.final\.similarity: no image of the test set has one of the same.*\(classes\)"
+    ):
         metric.check(torch.tensor([0, 1, 2, 3]), None)
     with pytest.raises(ValueError, match=r"no image of the test set has one of the same .* another group.*\(few\)"):
         metric.check(torch.tensor([0, 0, 2, 3]), None)
