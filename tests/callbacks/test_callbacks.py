@@ -15,8 +15,10 @@ from src.callbacks import history as history_module
 from src.callbacks.evaluation import Evaluation
 from src.callbacks.history import History, draw_curves
 from src.callbacks.steps import Steps
+from src.metrics.bootstrap import intervals
 from src.metrics.knn import WeightedKNN
 from src.metrics.retrieval import Retrieval
+from src.metrics.similarity import Similarity
 
 
 class Lookup(pl.LightningModule):
@@ -142,6 +144,51 @@ def test_final_scores_and_intervals_are_of_the_first_and_the_last_epoch(tmp_path
     again = Evaluation({"knn": WeightedKNN(k=5)}, {}, "embedding", "knn/top1")
     again.load_state_dict(evaluation.state_dict())
     assert again.intervals == evaluation.intervals
+
+
+def test_histograms_and_intervals_are_of_the_latest_test_images(tmp_path: Path) -> None:
+    evaluation = Evaluation({"knn": WeightedKNN(k=5)}, {"near": Similarity(3)}, "embedding", "knn/top1", True)
+    run = trainer(tmp_path, evaluation)
+    gallery, held_out = split(50, 0), split(31, 2)
+    for seed in (1, 3):  # the second takes the first's place
+        query = split(23, seed)
+        run.validate(Lookup(), [loader(query), loader(held_out), loader(gallery)], verbose=False)
+        assert evaluation.sets.keys() == {"query", "validation", "gallery"}
+        assert evaluation.histograms.keys() == {"embedding", "pooled"}
+        for space, prefix, first in (("embedding", "", 0), ("pooled", "pooled/", 1)):
+            metric = Similarity(3)
+            metric.update(*joined(query, first), *joined(gallery, first))
+            assert evaluation.histograms[space] == metric.histograms()
+            (found,) = {evaluation.intervals[f"{prefix}near/AUC"]}
+            assert found == pytest.approx(intervals(metric, 23, seed=0)["AUC"])
+    names = {f"{which}{space}" for which in ("", "validation/") for space in ("", "pooled/")}
+    assert evaluation.intervals.keys() == {
+        f"{name}{score}" for name in names for score in ("knn/top1", "knn/top5", "near/overlap", "near/AUC")
+    }
+    assert not evaluation.extracted, "nothing is held twice"
+    evaluation.intervals["of another time"] = (0, 1)
+    run.validate(Lookup(), [loader(query), loader(held_out), loader(gallery)], verbose=False)
+    assert "of another time" not in evaluation.intervals
+    evaluation.on_train_epoch_start(run, Lookup())
+    assert not evaluation.sets, "nor while it trains"
+
+
+def test_features_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
+    query = split(23, 1)
+    query[1]["point"][3, 0] = torch.nan
+    run = trainer(tmp_path, Evaluation({"knn": WeightedKNN(k=5)}, {}, "embedding", "knn/top1"))
+    with pytest.raises(FloatingPointError, match="embedding features are not finite"):
+        run.validate(Lookup(), [loader(query), loader(split(50, 0))], verbose=False)
+
+
+def test_a_row_is_complete_with_all_final_scores_and_no_more() -> None:
+    evaluation = Evaluation({"knn": WeightedKNN(k=5)}, {"wide": WeightedKNN(k=20)}, "embedding", "knn/top1", True)
+    names = [
+        f"{space}{name}/{top}" for space in ("", "pooled/") for name in ("knn", "wide") for top in ("top1", "top5")
+    ]
+    row = dict.fromkeys([*names, "validation/knn/top1"], 1.0)
+    assert evaluation.is_complete(row)
+    assert not any(evaluation.is_complete({name: 1.0 for name in row if name != left_out}) for left_out in row)
 
 
 def test_what_decides_is_named_without_its_set() -> None:
