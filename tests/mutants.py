@@ -348,7 +348,12 @@ def run(jobs: Sequence[Mutant], tests: Mapping[str, tuple[float, list[str]]], at
     for test, (_, names) in tests.items():
         for name in names:
             callers[name].add(test)
-            callers[name.split(":")[0]].add(test)  # what the import of a file does, all of its tests may notice
+            callers[name.split(":")[0]].add(test)  # what the import of a file does, all of its tests may notice,
+    for file in {test.split("::")[0] for test in tests}:
+        text = (ROOT / file).read_text()
+        for path in {job.path for job in jobs}:
+            if path.removesuffix(".py").replace("/", ".") in text:  # and those of a test file that names it
+                callers[path] |= {test for test in tests if test.startswith(f"{file}::")}
     survivors: list[Mutant] = []
     running: dict[int, tuple[Mutant, float]] = {}
     waiting = list(jobs)[::-1]

@@ -90,7 +90,7 @@ def two_arcs() -> tuple[Tensor, Tensor]:
     return points, torch.arange(120) // 60
 
 
-@pytest.mark.parametrize(("anchors", "negative_k"), [("modes", 20), ("all", 12), ("all", 30)])
+@pytest.mark.parametrize(("anchors", "negative_k"), [("modes", 20), ("all", 12), ("all", 30), ("all", 75)])
 def test_mining_agrees_with_a_loop(anchors: str, negative_k: int) -> None:
     """Sets of neighbours, an anchor at a time: positives NN_m(k) less NN_e(k), negatives NN_e(l) less NN_m(l)."""
     points = torch.nn.functional.normalize(two_arcs()[0] + 1e-3 * unit(120, 3), dim=1)  # no two distances are equal
