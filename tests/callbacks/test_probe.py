@@ -29,7 +29,7 @@ DATA = {"unseen": False, "train_labels": torch.arange(10)}
 
 
 def started(**changes: Any) -> Probe:
-    probe, trainer = Probe(lr=1.0), SimpleNamespace(datamodule=SimpleNamespace(**DATA | changes))
+    probe, trainer = Probe(lr=0.5), SimpleNamespace(datamodule=SimpleNamespace(**DATA | changes))
     probe.setup(trainer, NOTHING, "fit")  # type: ignore[arg-type]
     return probe
 
@@ -54,6 +54,7 @@ def batches(count: int, images: int, views: int) -> list[tuple[Tensor, Tensor]]:
     """Features `(VB, 9)` of any norm and labels `(B,)`, some of them -1."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(-1, 10, (count, images), generator=generator)
+    labels[-1, 1:] = -1
     points = torch.randn(11, 9, generator=generator)[labels]
     noise = torch.randn(count, views, images, 9, generator=generator)
     return [(given.flatten(0, 1), own) for given, own in zip(points.unsqueeze(1) + 0.1 * noise, labels, strict=True)]
@@ -66,7 +67,7 @@ def test_it_learns_as_torch_would(views: int) -> None:
     norm, layer = nn.BatchNorm1d(9, affine=False, eps=1e-8), nn.Linear(9, 10)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, momentum=0.9)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9)
     for number, (features, labels) in enumerate(batches(6, 16, views)):
         unit = normalize(features, dim=1)
         if number == 0:
