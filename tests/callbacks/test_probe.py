@@ -113,6 +113,13 @@ def test_digits_are_told_apart(digits: tuple[Tensor, Tensor]) -> None:
     found = scored(probe, {"label": labels[1400:], "embedding": points[1400:, :7], "pooled": points[1400:]})
     assert list(found) == ["probe/top1", "pooled/probe/top1"], "the gallery is no query"
     assert found["pooled/probe/top1"] > 85
+    kept = probe.learned["pooled"]
+    standard = (points[1400:] - kept["mean"]) / (kept["variance"] + 1e-8).sqrt() / 8
+    guesses = (standard @ kept["weights"][:-1] + kept["weights"][-1]).argmax(1)
+    assert found["pooled/probe/top1"] == pytest.approx(100 * (guesses == labels[1400:]).double().mean().item())
+    again = started()
+    again.load_state_dict(probe.state_dict())
+    assert again.learned is probe.learned
 
 
 def _two_ranks(rank: int, folder: Path) -> None:

@@ -16,7 +16,7 @@ def test_the_bar_shows_the_scores_to_choose_by() -> None:
     state: Any = SimpleNamespace(training=False, callback_metrics=scores)
     assert Progress().get_metrics(state, MODULE) == {"knn/top1": 1.0, "loss": 3.0}
     scores |= {"validation/knn/top1": 5.0, "validation/pooled/knn/top1": 6.0, "validation/linear/svm": 7.0}
-    scores |= {"train/images_per_s": 8.0, "similarity/AUC": 9.0}
+    scores |= {"train/images_per_s": 8.0, "validation/similarity/AUC": 9.0}
     assert Progress().get_metrics(state, MODULE) == {"val/knn/top1": 5.0, "loss": 3.0, "images/s": 8.0}
 
 

@@ -105,7 +105,9 @@ def test_companions_decide_what_the_network_sees(tmp_path: Path) -> None:
         sources = method.companions[epoch][places].T.flatten()
         assert torch.equal(shown.permute(0, 2, 3, 1), images[sources].float())
     assert buffers.seen == [False, False], "momentum starts anew with the parameters"
-    assert trainer.callback_metrics["train/refresh_s"] > 0
+    assert 0 < trainer.callback_metrics["train/refresh_s"] < 60
+    (refresh,) = (callback for callback in trainer.callbacks if isinstance(callback, Refresh))  # type: ignore[attr-defined]
+    assert refresh.companions is None, "an epoch's own"
 
 
 def test_features_are_clean_in_eval_mode_and_in_order(tmp_path: Path) -> None:
@@ -119,6 +121,7 @@ def test_features_are_clean_in_eval_mode_and_in_order(tmp_path: Path) -> None:
     torch.testing.assert_close(method.features[0], normalize(features, dim=1), rtol=1e-4, atol=1e-5)
     module: Any = trainer.lightning_module
     assert all(part.training for part in module.modules()), "and training goes on in train mode"
+    assert not method.features[0].requires_grad
 
 
 def test_a_resumed_run_draws_what_the_whole_run_drew(tmp_path: Path) -> None:
@@ -158,6 +161,8 @@ def test_raw_features_are_of_any_norm_and_before_the_last_relu(tmp_path: Path) -
     torch.testing.assert_close(method.raw, residual.mean((2, 3)), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(method.pooled, normalize(residual.relu().mean((2, 3)), dim=1), rtol=1e-4, atol=1e-5)
     assert method.raw.min() < 0
+    module: Any = trainer.lightning_module
+    assert not module.backbone.last_relu._forward_pre_hooks, "nobody looks any more"
 
 
 def test_networks_without_a_last_relu_give_their_pooled_features(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Hand:
         self.steps.on_train_epoch_end(self.trainer, self.module)
 
 
-def test_images_per_second_are_of_all_ranks_since_the_epoch_began(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_per_second_are_those_of_all_processes_since_the_epoch_began(monkeypatch: pytest.MonkeyPatch) -> None:
     hand = Hand(monkeypatch)
     hand.now = 50
     hand.steps.on_train_epoch_start(hand.trainer, hand.module)
@@ -103,5 +103,7 @@ def test_weights_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPatch) 
     hand = Hand(monkeypatch)
     hand.epoch(1.0)
     hand.weight[1] = torch.nan
+    with pytest.raises(FloatingPointError, match="no longer finite in epoch 1"):
+        hand.steps.on_save_checkpoint(hand.trainer, hand.module, {})
     with pytest.raises(FloatingPointError, match="no longer finite in epoch 1"):
         hand.epoch(1.0)
