@@ -62,13 +62,14 @@ def test_the_stretches_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     history.rows, now = [{"epoch": 0}, {"epoch": 1}, {"epoch": 2}], 107.26
     kept = history.state_dict()
     assert [(leg["seconds"], leg["epochs"]) for leg in kept["legs"]] == [(7.3, 2)]
-    now = 200.0
-    other = History()
-    other.load_state_dict(kept)
-    other.rows, now = [*other.rows, {"epoch": 3}], 202.0
-    other.finish_leg()
-    assert [(leg["seconds"], leg["epochs"]) for leg in other.legs] == [(7.3, 2), (2.0, 1)]
-    assert other.rows[:3] == kept["rows"]
+    for epoch, seconds in ((3, 2.0), (4, 5.0)):
+        now = 200.0
+        other = History()
+        other.load_state_dict(kept)
+        other.rows, now = [*other.rows, {"epoch": epoch}], 200 + seconds
+        kept = other.state_dict()
+    assert [(leg["seconds"], leg["epochs"]) for leg in other.legs] == [(7.3, 2), (2.0, 1), (5.0, 1)]
+    assert [row["epoch"] for row in other.rows] == [0, 1, 2, 3, 4]
 
 
 def test_the_middle_and_the_best_of_what_there_is() -> None:
