@@ -76,6 +76,10 @@ SAME = {
     "normalize": ("dim=1",),
     "cosine_similarity": ("dim=1",),
 }
+FURNITURE = (
+    *("Figure", "Rectangle", "axis", "grid", "legend", "savefig", "set", "set_major_locator"),
+    *("set_xlabel", "set_ylabel", "subplots", "suptitle"),
+)
 SIZES = ("BLOCK", "CHUNK", "CANDIDATES", "SCORES", "WEIGHTS", "GROUP", "ROUNDS", "(ROWS, QUERIES)")
 
 
@@ -111,7 +115,7 @@ def _changes(node: ast.AST) -> Iterator[Callable[[], ast.AST]]:
             yield lambda: ast.Constant(f"{node.value}X")  # type: ignore[str-bytes-safe]
     if isinstance(node, ast.If | ast.IfExp):
         yield lambda: _with(node, test=ast.UnaryOp(ast.Not(), node.test))
-    if isinstance(node, ast.Call):
+    if isinstance(node, ast.Call) and not _is_text(node):
         for keyword in node.keywords:
             if keyword.arg is not None and not _is_same(node, keyword):
                 yield partial(_with, node, keywords=[k for k in node.keywords if k is not keyword])
@@ -122,6 +126,7 @@ def _changes(node: ast.AST) -> Iterator[Callable[[], ast.AST]]:
             if isinstance(decorator, ast.Call):
                 yield partial(_with, node, decorator_list=[d for d in node.decorator_list if d is not decorator])
     called = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    called = called and ast.unparse(node.value.func).split(".")[-1] not in FURNITURE  # type: ignore[attr-defined]
     stored = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute | ast.Subscript)
     abstract = isinstance(node, ast.Raise) and ast.unparse(node) == "raise NotImplementedError"
     if called or stored or isinstance(node, ast.AugAssign) or (isinstance(node, ast.Raise) and not abstract):
@@ -156,9 +161,8 @@ def _is_docstring(node: ast.AST) -> bool:
 
 
 def _is_text(node: ast.AST) -> bool:
-    """Warnings, and the drawing of a figure."""
-    words = ("warn", "set", "grid", "legend", "set_ylabel", "set_xlabel", "savefig", "subplots", "set_major_locator")
-    return isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in (*words, "Figure")
+    """Warnings, and what a figure has besides its curves and images."""
+    return isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("warn", *FURNITURE)
 
 
 def _is_type(node: ast.AST) -> bool:
