@@ -109,6 +109,35 @@ def test_small_images_keep_their_pixels_and_large_ones_are_averaged() -> None:
     assert resize(torch.full((1, 50, 50, 3), 255, dtype=torch.uint8), 32).min() == 255
 
 
+def test_pixels_stay_square_from_twice_the_size_on() -> None:
+    half, odd, large = noise(1, 16, 16, 3), noise(1, 5, 5, 3), noise(1, 17, 17, 3)
+    assert torch.equal(resize(half, 32), half.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    middle = ((torch.arange(16) + 0.5) * 5 / 16).long()
+    assert torch.equal(resize(odd, 16), odd[:, middle][:, :, middle])
+    assert not torch.equal(resize(large, 33)[:, ::2, ::2], large), "a mixture"
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 6])
+def test_more_than_four_queries_stand_in_two_blocks(rows: int) -> None:
+    images = noise(rows, 3, 8, 8, 3)
+    figure = draw_retrieved("title", images, torch.zeros(rows, 3).long(), torch.ones(rows, 2), ["a"], side=16)
+    (canvas,) = (np.asarray(image.get_array()) for image in figure.axes[0].images)
+    found = np.lib.stride_tricks.sliding_window_view(canvas, (16, 16, 3))[:, :, 0]
+    places = np.array(
+        [np.argwhere((found == one).all((2, 3, 4)))[0] for one in resize(images.flatten(0, 1), 16).numpy()]
+    )
+    y, x = places.T.reshape(2, rows, 3)
+    blocks = 1 if rows <= 4 else 2
+    for row in range(rows):
+        assert (y[row] == y[row, 0]).all()
+        assert x[row, 2] - x[row, 1] > 16, "no two touch"
+        assert x[row, 1] - x[row, 0] > x[row, 2] - x[row, 1], "the query stands apart"
+        assert (x[row] - x[0] == row % blocks * canvas.shape[1] // blocks).all()
+        assert (y[row, 0] - y[0, 0]) == row // blocks * (y[blocks, 0] - y[0, 0] if rows > blocks else 0)
+    assert canvas.shape[0] - y.max() >= 16
+    assert (figure.get_size_inches() * figure.dpi).round().tolist() == [*canvas.shape[1::-1]]
+
+
 def test_right_and_wrong_differ_in_colour_line_and_mark() -> None:
     labels = torch.tensor([[0, 0, 1, -1], [-1, 0, -1, 1]])
     similarity = torch.tensor([[0.987, 0.5, -0.25], [0.9, 0.8, 0.7]])
