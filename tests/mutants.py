@@ -349,6 +349,7 @@ def run(jobs: Sequence[Mutant], tests: Mapping[str, tuple[float, list[str]]], at
     from rich.progress import track
 
     callers: defaultdict[str, set[str]] = defaultdict(set)
+    naming: defaultdict[str, set[str]] = defaultdict(set)
     for test, (_, names) in tests.items():
         for name in names:
             callers[name].add(test)
@@ -357,7 +358,7 @@ def run(jobs: Sequence[Mutant], tests: Mapping[str, tuple[float, list[str]]], at
         text = (ROOT / file).read_text()
         for path in {job.path for job in jobs}:
             if path.removesuffix(".py").replace("/", ".") in text:  # and those of a test file that names it
-                callers[path] |= {test for test in tests if test.startswith(f"{file}::")}
+                naming[path] |= {test for test in tests if test.startswith(f"{file}::")}
     survivors: list[Mutant] = []
     running: dict[int, tuple[Mutant, float]] = {}
     waiting = list(jobs)[::-1]
@@ -367,6 +368,7 @@ def run(jobs: Sequence[Mutant], tests: Mapping[str, tuple[float, list[str]]], at
                 mutant = waiting.pop()
                 name = f"{mutant.path}:{mutant.function}".rstrip(":")
                 chosen = sorted(callers[name], key=lambda test: tests[test][0])
+                chosen += sorted(naming[name] - callers[name], key=lambda test: tests[test][0])
                 took = list(accumulate(tests[test][0] for test in chosen))
                 chosen = [test for test, seconds in zip(chosen, took, strict=True) if seconds < LONGEST]
                 most = PATIENCE[0] + PATIENCE[1] * LONGEST

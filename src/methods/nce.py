@@ -71,7 +71,7 @@ class NCE(Method):
         positive, noise = scores.gather(1, index.unsqueeze(1)).squeeze(1), scores.gather(1, drawn)
         first = gather_rows(estimate_log_z(noise, images).view(1))
         self.log_z.copy_(torch.where(self.log_z.isnan(), first.logsumexp(0) - math.log(len(first)), self.log_z))
-        contrast = nce_loss(positive, noise, self.log_z.clone(), images)
+        contrast = nce_loss(positive, noise, self.log_z, images)
         proximal = proximal_term(embeddings, memory[index], self.bank.seen[index])
         loss = contrast + self.proximal * proximal
         return {"loss": loss, "contrast": contrast.detach(), "proximal": proximal.detach()}
