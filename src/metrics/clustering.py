@@ -19,7 +19,7 @@ def normalized_mutual_information(first: Tensor, second: Tensor, average: str = 
 
     1 where both put everything into one class. Memory grows with N, not with the number of classes.
     """
-    return information_terms(first, second, average).mean().clamp(min=0)  # below which it may be rounded
+    return information_terms(first, second, average).mean().clamp(0, 1)  # rounding may leave it
 
 
 def information_terms(first: Tensor, second: Tensor, average: str = "arithmetic") -> Tensor:

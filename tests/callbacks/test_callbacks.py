@@ -6,14 +6,12 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
-from src.callbacks import history as history_module
 from src.callbacks.evaluation import Evaluation
-from src.callbacks.history import History, draw_curves
+from src.callbacks.history import History
 from src.callbacks.steps import Steps
 from src.metrics.bootstrap import intervals
 from src.metrics.knn import WeightedKNN
@@ -247,30 +245,3 @@ def test_steps_and_history(tmp_path: Path) -> None:
     restored = History()
     restored.load_state_dict(history.state_dict())
     assert restored.rows == history.rows
-
-
-def test_curves_replace_the_file_whole(tmp_path: Path) -> None:
-    for rows in ([{"epoch": 0, "knn/top1": 10.0}], [{"epoch": 0, "knn/top1": 10.0}, {"epoch": 1, "train/loss": 1.0}]):
-        draw_curves(rows, tmp_path / "curves.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
-
-
-@pytest.mark.parametrize("held_out", [False, True])
-def test_held_out_scores_have_a_panel_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool
-) -> None:
-    figures: list[Figure] = []
-
-    def make(**options: Any) -> Figure:
-        figures.append(Figure(**options))
-        return figures[-1]
-
-    monkeypatch.setattr(history_module, "Figure", make)
-    row = {"epoch": 1, "knn/top1": 10.0, "pooled/knn/top1": 11.0, "train/loss": 1.0, "train/lr": 0.1}
-    if held_out:
-        row |= {"validation/knn/top1": 12.0, "validation/pooled/knn/top1": 13.0}
-    draw_curves([row], tmp_path / "curves.png")
-    drawn = [[(line.get_label(), line.get_linestyle()) for line in axes.lines] for axes in figures[0].axes]
-    validation = [("validation/knn/top1", "-"), ("validation/pooled/knn/top1", "--")]
-    tested = [("knn/top1", "-"), ("pooled/knn/top1", "--")]
-    assert drawn == [tested, *[validation] * held_out, [("train/loss", "-")]]

@@ -81,8 +81,8 @@ def test_the_middle_and_the_best_of_what_there_is() -> None:
     assert history.best("b") == history.rows[1], "the untrained network is none"
 
 
-def panels(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, float]]) -> dict[str, list[str]]:
-    """By the label of a panel its curves."""
+def drawn_by(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, float]]) -> Figure:
+    """The figure of these rows."""
     figures: list[Figure] = []
 
     def make(**options: Any) -> Figure:
@@ -92,15 +92,20 @@ def panels(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, f
     monkeypatch.setattr(history_module, "Figure", make)
     draw_curves(rows, folder / "curves.png")
     assert [path.name for path in folder.iterdir()] == ["curves.png"]
-    assert len({axes.get_ylabel() for axes in figures[0].axes}) == len(figures[0].axes)
-    return {axes.get_ylabel(): [str(line.get_label()) for line in axes.lines] for axes in figures[0].axes}
+    return figures[0]
+
+
+def panels(figure: Figure) -> dict[str, list[str]]:
+    """By the label of a panel its curves."""
+    assert len({axes.get_ylabel() for axes in figure.axes}) == len(figure.axes)
+    return {axes.get_ylabel(): [str(line.get_label()) for line in axes.lines] for axes in figure.axes}
 
 
 def test_a_panel_for_each_kind_of_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored = {"knn/top1": 10.0, "geometry/rank": 5.0, "pooled/geometry/uniformity": -3.0, "validation/knn/top1": 11.0}
     trained = {"train/loss": 1.0, "train/positive": 0.4, "train/negative": 0.6, "train/alignment": 0.2, "train/lr": 0.1}
     rows = [{"epoch": 0, "linear/svm": 3.0, **scored}, {"epoch": 1, **trained, **scored}, {"epoch": 2, **trained}]
-    assert panels(tmp_path, monkeypatch, rows) == {
+    assert panels(drawn_by(tmp_path, monkeypatch, rows)) == {
         "score (%)": ["knn/top1"],
         "validation score (%)": ["validation/knn/top1"],
         "loss": ["train/loss", "train/negative", "train/positive"],
@@ -110,4 +115,24 @@ def test_a_panel_for_each_kind_of_number(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_nothing_measured_is_an_empty_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert panels(tmp_path, monkeypatch, [{"epoch": 0}]) == {"score (%)": []}
+    assert panels(drawn_by(tmp_path, monkeypatch, [{"epoch": 0}])) == {"score (%)": []}
+
+
+def test_curves_replace_the_file_whole(tmp_path: Path) -> None:
+    for rows in ([{"epoch": 0, "knn/top1": 10.0}], [{"epoch": 0, "knn/top1": 10.0}, {"epoch": 1, "train/loss": 1.0}]):
+        draw_curves(rows, tmp_path / "curves.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_held_out_scores_have_a_panel_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool
+) -> None:
+    row = {"epoch": 1, "knn/top1": 10.0, "pooled/knn/top1": 11.0, "train/loss": 1.0, "train/lr": 0.1}
+    if held_out:
+        row |= {"validation/knn/top1": 12.0, "validation/pooled/knn/top1": 13.0}
+    figure = drawn_by(tmp_path, monkeypatch, [row])
+    drawn = [[(line.get_label(), line.get_linestyle()) for line in axes.lines] for axes in figure.axes]
+    validation = [("validation/knn/top1", "-"), ("validation/pooled/knn/top1", "--")]
+    tested = [("knn/top1", "-"), ("pooled/knn/top1", "--")]
+    assert drawn == [tested, *[validation] * held_out, [("train/loss", "-")]]

@@ -47,7 +47,7 @@ def test_labels_may_begin_at_0() -> None:
     assert make("LiftedStructureLoss", labels=torch.tensor([0, 1])).labels.tolist() == [0, 1]
 
 
-def test_every_output_says_that_labels_are_used() -> None:
+def test_it_says_that_labels_are_used() -> None:
     assert Supervised.supervised
 
 

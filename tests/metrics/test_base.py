@@ -12,8 +12,8 @@ from hydra.utils import get_class
 from src.metrics.base import Score, weighted_mean
 from src.metrics.clustering import Clustering
 from src.metrics.knn import WeightedKNN, top_hits
-from src.metrics.retrieval import Retrieval, relevant_counts
-from src.metrics.similarity import auc, histograms, overlap
+from src.metrics.retrieval import Retrieval
+from src.metrics.similarity import histograms, overlap
 from tests.conftest import ROOT
 
 
@@ -70,9 +70,3 @@ def test_a_mean_of_no_query_is_none() -> None:
     assert found.dtype == torch.float64
     assert found[0] == 0.75
     assert found[1].isnan()
-
-
-def test_relevant_are_the_others_of_the_class() -> None:
-    assert relevant_counts(torch.tensor([4, 4, 9, 4])).tolist() == [2, 2, 0, 2]
-    once = torch.ones(1, 2)
-    assert auc(torch.tensor([[1.0], [0.5]]), torch.tensor([[0.0], [0.75]]), once).tolist() == [75]

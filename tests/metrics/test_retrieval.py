@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from src.metrics.retrieval import Retrieval, retrieval_hits
+from src.metrics.retrieval import Retrieval, relevant_counts, retrieval_hits
 
 
 def naive(points: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
@@ -77,6 +77,10 @@ def test_queries_alone_in_their_class_do_not_count() -> None:
     assert (precision.shape, precision.dtype) == ((0,), torch.float64)
     with pytest.raises(ValueError, match="a gallery of 0 images"):
         retrieval_hits(points[:0], torch.empty(0, dtype=torch.long), (1,))
+
+
+def test_relevant_are_the_others_of_the_class() -> None:
+    assert relevant_counts(torch.tensor([4, 4, 9, 4])).tolist() == [2, 2, 0, 2]
 
 
 def test_images_without_a_label_are_not_scored() -> None:

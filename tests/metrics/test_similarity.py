@@ -86,6 +86,8 @@ def test_ties_count_half() -> None:
     same, other = torch.tensor([[1.0, 0.5]]), torch.tensor([[0.5, 0.0]])
     assert auc(same, other, ONCE).tolist() == [87.5]
     assert auc(same, same, ONCE).tolist() == [50]
+    twice = torch.tensor([[1.0], [0.5]]), torch.tensor([[0.0], [0.75]])
+    assert auc(*twice, torch.ones(1, 2)).tolist() == [75]
     assert overlap(same, same, ONCE).tolist() == [100]
     assert overlap(same, -same, ONCE).tolist() == [0]
     assert overlap(same, other, ONCE).tolist() == [50]
