@@ -31,7 +31,7 @@ def test_every_method_runs_by_one_command(run: Run, sweep: Path) -> None:
         "-m",
         "method=glob(*)",
         "dataset=digits",
-        "dataset.limit=500",
+        "dataset.limit=300",
         "callbacks.pictures=null",
         "trainer.max_epochs=1",
         "logger=none",

@@ -39,7 +39,7 @@ def learned(folder: Path) -> list[dict[str, float]]:
 
 def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    done = run("src.train", "trainer.max_epochs=10", f"run_dir={folder}")
+    done = run("src.train", "trainer.max_epochs=7", "callbacks.pictures.images=200", f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(folder)
     assert "W&B is offline; to upload this run: wandb sync" in done.stdout
@@ -47,11 +47,11 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
 
     found = results(folder)
     untrained, last, best = (found[name]["knn/top1"] for name in ("untrained", "last", "best"))
-    assert last >= untrained + 7, "ten epochs are worth seven points of kNN and more"
+    assert last >= untrained + 7, "seven epochs are worth seven points of kNN and more"
     assert best >= last
-    assert found["last"]["epoch"] == 10
+    assert found["last"]["epoch"] == 7
     assert found["best"] == max(found["history"][1:], key=lambda row: row["knn/top1"])
-    assert [row["epoch"] for row in found["history"]] == list(range(11))
+    assert [row["epoch"] for row in found["history"]] == list(range(8))
     losses = [row["train/loss"] for row in found["history"][1:]]
     assert losses[-1] < 0.8 * losses[0]
     for row in found["history"][1:]:
@@ -63,16 +63,16 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
     assert found["images_per_s"] > 0
     seconds = [row["train/seconds"] for row in found["history"][1:]]
     assert seconds == sorted(seconds)
-    assert found["wall_time_s"] > seconds[-1] > 10 * 1280 / found["images_per_s"] / 2
+    assert found["wall_time_s"] > seconds[-1] > 7 * 1280 / found["images_per_s"] / 2
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     drawn = {(picture["kind"], picture["epoch"]) for picture in found["pictures"]}
-    assert {("gallery", 0), ("gallery", 1), ("gallery", 10), ("failures", 10), ("map", 0), ("map", 10)} <= drawn
-    assert ("similarity", 10) in drawn
+    assert {("gallery", 0), ("gallery", 1), ("gallery", 7), ("failures", 7), ("map", 0), ("map", 7)} <= drawn
+    assert ("similarity", 7) in drawn
     for picture in found["pictures"]:
         assert (folder / picture["png"]).read_bytes().startswith(b"\x89PNG")
         assert (folder / picture["svg"]).read_text().startswith("<?xml")
     finals = {"linear/svm", "linear/logistic", "similarity/AUC", "pooled/linear/svm", "pooled/similarity/overlap"}
-    assert ["linear/svm" in row for row in found["history"]] == [True, *[False] * 9, True]
+    assert ["linear/svm" in row for row in found["history"]] == [True, *[False] * 6, True]
     assert finals <= found["last"].keys() & found["untrained"].keys() & found["intervals"].keys()
     assert found["last"]["probe/top1"] > 60, "what the embedding knows of the ten classes is linear, mostly"
     for name, (low, high) in found["intervals"].items():
@@ -93,7 +93,7 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
     before = (folder / "results.json").read_bytes()
     refused = run("src.train", *QUICK, f"run_dir={folder}")
     assert refused.returncode == 1
-    assert "holds a finished run (results.json) of 10 epochs: choose another run_dir" in refused.stderr
+    assert "holds a finished run (results.json) of 7 epochs: choose another run_dir" in refused.stderr
     assert (folder / "results.json").read_bytes() == before
 
 
@@ -381,19 +381,17 @@ def test_two_ranks(run: Run, tmp_path: Path) -> None:
         "dataset.batch_size=32",
         "dataset.eval_batch_size=64",
         *QUICK[1:],
-        "seed=0,1",
         f"sweep_dir={tmp_path}/sweep",
     )
     assert done.returncode == 0, done.stderr
-    folders = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert [results(folder)["seed"] for folder in folders] == [0, 1]
+    (folder,) = (path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
     one = run("src.train", "dataset.limit=301", "dataset.validation=0.0995", *QUICK[1:], f"run_dir={tmp_path / 'one'}")
     assert one.returncode == 0, one.stderr
-    found = results(folders[0])
+    found = results(folder)
     assert found["untrained"] == results(tmp_path / "one")["untrained"], "the same network, scored by two or by one"
     assert found["protocol"]["validation"] == "143 of the training images"
     assert found["hardware"]["ranks"] == 2
-    again = run("src.evaluate", f"run={folders[0]}")
+    again = run("src.evaluate", f"run={folder}")
     assert again.stdout.count(f"{found['last']['knn/top1']:.4f}") == 2, again.stdout
 
 

@@ -62,6 +62,7 @@ def fit(
     epochs: int,
     *others: pl.Callback,
     start: Path | None = None,
+    images: int = 20,
     **options: Any,
 ) -> Rows:
     history = Rows()
@@ -76,7 +77,7 @@ def fit(
         max_epochs=epochs,
         **options,
     )
-    trainer.fit(Lookup(), loader(split(20, 0)), ckpt_path=start, weights_only=True)
+    trainer.fit(Lookup(), loader(split(images, 0)), ckpt_path=start, weights_only=True)
     return history
 
 
@@ -119,6 +120,15 @@ def test_without_links_the_best_is_copied(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("os.link", none)
     fit(tmp_path, [1, 0], 2)
     assert kept(tmp_path) == {"best": 1, "last": 2, "previous": 1}
+
+
+def test_what_a_kill_left_of_the_best_is_never_written_into(tmp_path: Path) -> None:
+    """It is another name of a checkpoint that is still there."""
+    fit(tmp_path, [1, 2], 2)
+    best, last = (checkpoints.path_of(tmp_path, name) for name in ("best", "last"))
+    os.link(last, best.with_name(f".{best.name}.partial"))
+    fit(tmp_path, [1, 2, 3], 3, start=last)
+    assert kept(tmp_path) == {"best": 3, "last": 3, "previous": 2}
 
 
 def test_a_write_that_fails_leaves_the_epoch_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +196,7 @@ def test_a_signal_before_the_first_step_of_an_epoch_ends_at_once(tmp_path: Path)
 @pytest.mark.usefixtures("listening")
 def test_a_signal_waits_for_the_optimizer_where_gradients_gather(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
-        fit(tmp_path, [1], 1, Signal("on_train_batch_end", 0), accumulate_grad_batches=2)
+        fit(tmp_path, [1], 1, Signal("on_train_batch_end", 0), images=40, accumulate_grad_batches=3)
     found = checkpoints.load(checkpoints.path_of(tmp_path, "last"))
     assert found["global_step"] == 1
-    assert checkpoints.describe(found) == "epoch 1, which is not whole yet, after 2 batches"
+    assert checkpoints.describe(found) == "epoch 1, which is not whole yet, after 3 batches"

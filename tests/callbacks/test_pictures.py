@@ -106,7 +106,9 @@ def test_small_images_keep_their_pixels_and_large_ones_are_averaged() -> None:
     assert torch.equal(resize(small, 32), small.repeat_interleave(4, 1).repeat_interleave(4, 2))
     stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(128).expand(1, 3, 256, 256).permute(0, 2, 3, 1)
     assert resize(stripes, 32).float().sub(127.5).abs().max() < 8, "no stripe is skipped"
-    assert resize(torch.full((1, 50, 50, 3), 255, dtype=torch.uint8), 32).min() == 255
+    assert resize(noise(1, 256, 256, 3), 32).float().std() < 15, "all 64 of a pixel's count, four of them leave 37"
+    for level in (0, 255):
+        assert (resize(torch.full((1, 50, 50, 3), level, dtype=torch.uint8), 32) == level).all()
 
 
 def test_pixels_stay_square_from_twice_the_size_on() -> None:

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from src.running import hardware
 from src.running.hardware import count_ranks, describe_hardware, describe_versions, select_accelerator, select_precision
 from tests.conftest import ROOT
 
@@ -50,6 +51,7 @@ def test_ranks_on_four_gpus(monkeypatch: pytest.MonkeyPatch, devices: int | str 
 def test_precision(monkeypatch: pytest.MonkeyPatch, bfloat16: bool, auto: str) -> None:
     """bfloat16 where the hardware has it; CUDA would also emulate it, slowly."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bfloat16)
+    monkeypatch.setattr(hardware, "_cpu_model", lambda: "AMD EPYC")
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16 or including_emulation
     )
@@ -63,11 +65,19 @@ def test_precision(monkeypatch: pytest.MonkeyPatch, bfloat16: bool, auto: str) -
         select_precision("16-mixed", "cpu")
 
 
+@pytest.mark.parametrize(("tiles", "auto"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_vectors_of_intel_are_no_faster_in_bfloat16(monkeypatch: pytest.MonkeyPatch, tiles: bool, auto: str) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(hardware, "_cpu_model", lambda: "Intel(R) Xeon(R) Processor")
+    assert select_precision("auto", "cpu") == auto
+
+
 def test_what_a_result_records() -> None:
-    hardware = describe_hardware("cpu", 2)
-    assert (hardware["accelerator"], hardware["ranks"], hardware["threads"]) == ("cpu", 2, torch.get_num_threads())
-    assert hardware["cores"] == os.cpu_count()
-    assert hardware["cpu"]
+    machine = describe_hardware("cpu", 2)
+    assert (machine["accelerator"], machine["ranks"], machine["threads"]) == ("cpu", 2, torch.get_num_threads())
+    assert machine["cores"] == os.cpu_count()
+    assert machine["cpu"]
     versions = describe_versions()
     assert versions["torch"] == torch.__version__.split("+")[0]
     assert versions["python"] == platform.python_version()
