@@ -42,7 +42,8 @@ TESTS = ("tests/methods", "tests/metrics", "tests/vectors", "tests/callbacks", "
 LEFT_OUT = ("rank", "test_learning")
 JUDGED = ROOT / "tests/mutants.md"
 ENOUGH = 0.9  # of the mutants must die
-LONGEST = 12  # seconds of tests against each mutant: those that take longer are not asked
+LONGEST = 12  # seconds of tests against each mutant: those that take longer are not asked,
+LONGEST_AGAIN = 60  # but against those that survived before
 PATIENCE = 90  # seconds, after which a mutant counts as killed: its tests have no end
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub,
@@ -342,8 +343,10 @@ def record(functions: Mapping[str, Mapping[int, str]], at_once: int) -> dict[str
     return found
 
 
-def run(jobs: Sequence[Mutant], tests: Mapping[str, tuple[float, list[str]]], at_once: int) -> list[Mutant]:
-    """Those of the mutants that no test notices, each printed when it is found."""
+def run(
+    jobs: Sequence[Mutant], tests: Mapping[str, tuple[float, list[str]]], longest: float, at_once: int
+) -> list[Mutant]:
+    """Those of the mutants that no test notices within `longest` seconds, each printed when it is found."""
     from rich.progress import track
 
     callers: defaultdict[str, set[str]] = defaultdict(set)
@@ -368,7 +371,7 @@ def run(jobs: Sequence[Mutant], tests: Mapping[str, tuple[float, list[str]]], at
                 chosen = sorted(callers[name], key=lambda test: tests[test][0])
                 chosen += sorted(naming[name] - callers[name], key=lambda test: tests[test][0])
                 took = list(accumulate(tests[test][0] for test in chosen))
-                chosen = [test for test, seconds in zip(chosen, took, strict=True) if seconds < LONGEST]
+                chosen = [test for test, seconds in zip(chosen, took, strict=True) if seconds < longest]
                 child = fork(partial(run_tests, chosen, mutant=mutant) if chosen else lambda: 0)
                 running[child] = mutant, time.monotonic()
             child, status = os.waitpid(-1, os.WNOHANG)
@@ -388,7 +391,7 @@ def run(jobs: Sequence[Mutant], tests: Mapping[str, tuple[float, list[str]]], at
 def main() -> None:
     parser = argparse.ArgumentParser("python -m tests.mutants", description=__doc__)
     parser.add_argument("file", nargs="*", help="source files; all that are meant by default")
-    parser.add_argument("--again", metavar="FILE", help="only those that survived in this earlier output")
+    parser.add_argument("--again", metavar="FILE", help="only those that survived in this earlier output, longer")
     parser.add_argument("--at-once", type=int, default=os.cpu_count(), help="processes")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # a forked process must not find threads begun
@@ -402,7 +405,7 @@ def main() -> None:
         jobs = [mutant for mutant in jobs if f"survived: {mutant}  (" in said]
     if not jobs:
         sys.exit("no faults to put in")
-    survivors = run(jobs, tests, options.at_once)
+    survivors = run(jobs, tests, LONGEST_AGAIN if options.again else LONGEST, options.at_once)
     for name in names:
         total, alive = (sum(m.path == name for m in group) for group in (jobs, survivors))
         if total:

@@ -1,5 +1,6 @@
 """The rows of a run and their picture: when it is drawn, what it has, and what is printed."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,9 +57,10 @@ def test_the_stretches_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("src.callbacks.history.time.perf_counter", lambda: now)
     history = History()
-    assert history.legs[0]["began"].endswith("+00:00")
-    history.finish_leg()
-    assert [history.legs[0][name] for name in ("seconds", "epochs")] == [0, 0], "nothing trained yet"
+    assert re.fullmatch(r"....-..-..T..:..:..\+00:00", history.legs[0]["began"])
+    for _ in range(2):
+        assert [history.legs[0][name] for name in ("seconds", "epochs")] == [0, 0], "nothing trained yet"
+        history.finish_leg()
     history.rows, now = [{"epoch": 0}, {"epoch": 1}, {"epoch": 2}], 107.26
     kept = history.state_dict()
     assert [(leg["seconds"], leg["epochs"]) for leg in kept["legs"]] == [(7.3, 2)]
@@ -115,7 +117,9 @@ def test_a_panel_for_each_kind_of_number(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_nothing_measured_is_an_empty_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert panels(drawn_by(tmp_path, monkeypatch, [{"epoch": 0}])) == {"score (%)": []}
+    figure = drawn_by(tmp_path, monkeypatch, [{"epoch": 0}])
+    assert panels(figure) == {"score (%)": []}
+    assert figure.axes[0].get_legend() is None
 
 
 def test_curves_replace_the_file_whole(tmp_path: Path) -> None:
@@ -133,6 +137,7 @@ def test_held_out_scores_have_a_panel_of_their_own(
         row |= {"validation/knn/top1": 12.0, "validation/pooled/knn/top1": 13.0}
     figure = drawn_by(tmp_path, monkeypatch, [row])
     drawn = [[(line.get_label(), line.get_linestyle()) for line in axes.lines] for axes in figure.axes]
+    assert all(line.get_marker() == "." for axes in figure.axes for line in axes.lines), "one epoch is a point"
     validation = [("validation/knn/top1", "-"), ("validation/pooled/knn/top1", "--")]
     tested = [("knn/top1", "-"), ("pooled/knn/top1", "--")]
     assert drawn == [tested, *[validation] * held_out, [("train/loss", "-")]]

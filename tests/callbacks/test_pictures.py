@@ -84,14 +84,15 @@ def test_the_worst_failures_by_a_loop() -> None:
     assert not len(worst_failures(labels, labels, similarity, 5))
 
 
-def test_a_cell_shows_the_image_nearest_its_middle() -> None:
+@pytest.mark.parametrize("count", [4, 5])
+def test_a_cell_shows_the_image_nearest_its_middle(count: int) -> None:
     places = np.random.default_rng(0).random((200, 2), dtype=np.float32)
     places[0], places[1] = (0, 0), (1, 1)  # the borders belong to a cell too
-    rows, where = cells(places, 5)
+    rows, where = cells(places, count)
     best: dict[tuple[int, int], tuple[float, int]] = {}
     for row, (x, y) in enumerate(places.tolist()):
-        cell = (min(int(x * 5), 4), min(int(y * 5), 4))
-        away = (x * 5 - cell[0] - 0.5) ** 2 + (y * 5 - cell[1] - 0.5) ** 2
+        cell = (min(int(x * count), count - 1), min(int(y * count), count - 1))
+        away = (x * count - cell[0] - 0.5) ** 2 + (y * count - cell[1] - 0.5) ** 2
         best[cell] = min(best.get(cell, (9.0, 0)), (away, row))
     assert {tuple(cell): row for cell, row in zip(where.tolist(), rows.tolist(), strict=True)} == {
         cell: row for cell, (_, row) in best.items()
@@ -140,6 +141,41 @@ def test_more_than_four_queries_stand_in_two_blocks(rows: int) -> None:
     assert (figure.get_size_inches() * figure.dpi).round().tolist() == [*canvas.shape[1::-1]]
 
 
+def test_captions_stand_below_their_images_and_frames_around_them() -> None:
+    images, labels = noise(6, 3, 8, 8, 3), torch.tensor([[0, 0, 1]]).repeat(6, 1)
+    figure = draw_retrieved("title", images, labels, torch.ones(6, 2), ["a", "$b$"])
+    (axes,) = figure.axes
+    (image,) = axes.images
+    canvas = np.asarray(image.get_array())
+    assert axes.get_position().bounds == (0, 0, 1, 1)
+    assert image.get_extent() == [0, canvas.shape[1], canvas.shape[0], 0], "a pixel of the canvas is one of the figure"
+    title, key, *captions = axes.texts
+    assert 0 < title.get_position()[1] < key.get_position()[1]
+    frames = iter(axes.patches)
+    for caption, thumbnail, label in zip(
+        captions, resize(images.flatten(0, 1), 128).numpy(), labels.flatten().tolist(), strict=True
+    ):
+        corners = np.argwhere((canvas[:-127, :-127] == thumbnail[0, 0]).all(2)).tolist()
+        ((y, x),) = ((y, x) for y, x in corners if (canvas[y : y + 128, x : x + 128] == thumbnail).all())
+        assert key.get_position()[1] < y, "nothing is drawn over the title"
+        assert caption.get_position()[0] == x + 64
+        assert y + 128 < caption.get_position()[1] < y + 128 + 20
+        assert (caption.get_horizontalalignment(), caption.get_verticalalignment()) == ("center", "top")
+        if (number := captions.index(caption)) % 3:
+            frame = next(frames)
+            assert isinstance(frame, Rectangle)
+            assert (frame.get_x() + frame.get_width() / 2, frame.get_y() + frame.get_height() / 2) == (x + 64, y + 64)
+            assert 128 < frame.get_width() == frame.get_height() < 128 + 128 // 6, "it touches no other"
+            assert caption.get_color() == (WRONG if label else RIGHT).color, number
+    assert not any(text.get_parse_math() for text in (title, *captions)), "$ is a letter"
+
+
+def test_a_long_name_takes_two_lines() -> None:
+    names = ["a", "red_headed_black_bird_of_the_marshes_and_the_plains"]
+    figure = draw_retrieved("title", noise(1, 2, 8, 8, 3), torch.tensor([[0, 1]]), torch.ones(1, 1), names)
+    assert texts(figure)[-1].split("\n") == ["✗ 1.00", "red headed black", "bird of the…"]
+
+
 def test_right_and_wrong_differ_in_colour_line_and_mark() -> None:
     labels = torch.tensor([[0, 0, 1, -1], [-1, 0, -1, 1]])
     similarity = torch.tensor([[0.987, 0.5, -0.25], [0.9, 0.8, 0.7]])
@@ -181,6 +217,47 @@ def test_a_map_has_a_legend_where_classes_are_few(classes: int) -> None:
     assert (np.asarray(canvas) != 255).any()
 
 
+def test_a_map_keeps_the_shape_and_shows_the_images_where_the_points_are() -> None:
+    """Three points of which two are of one class, a thousandth apart: x twice as far as y, and 2% of margin."""
+    points = np.array([[5.0, 7.0], [5.001, 7.0], [5.002, 7.001]], np.float32)
+    images = noise(3, 32, 32, 3)
+    left, right = draw_map("map $", points, images, torch.tensor([3, 3, 8]), [str(n) for n in range(9)], count=5).axes
+    assert left.figure.get_suptitle() == "map $"
+    first, second = (np.asarray(line.get_xydata()) for line in left.lines)
+    width, height = 0.5 / 1.04, 0.25 / 1.04
+    np.testing.assert_allclose(first, [[0.5 - width, 0.5 - height], [0.5, 0.5 - height]], atol=2e-4)
+    np.testing.assert_allclose(second, [[0.5 + width, 0.5 + height]], atol=2e-4)
+    for axes in (left, right):
+        assert (axes.get_xlim(), axes.get_ylim()) == ((0, 1), (0, 1))
+        assert axes.get_aspect() == 1
+    (shown,) = right.images
+    assert shown.get_extent() == [0, 1, 0, 1]
+    canvas = np.asarray(shown.get_array())
+    assert canvas.shape == (5 * 36, 5 * 36, 3)
+    for image, line, (x, y) in zip(images.numpy(), left.lines[:1] * 2 + left.lines[1:], [*first, *second], strict=True):
+        column, row = int(x * 5), 4 - int(y * 5)
+        cell = canvas[row * 36 : row * 36 + 36, column * 36 : column * 36 + 36]
+        assert (cell[2:-2, 2:-2] == image).all()
+        frame = (np.array(matplotlib.colors.to_rgb(line.get_color())) * 255).astype(np.uint8)
+        assert (cell[[0, 1, -1], :] == frame).all(), "its class's colour around it"
+        canvas[row * 36 : row * 36 + 36, column * 36 : column * 36 + 36] = 255
+    assert (canvas == 255).all(), "and nothing else"
+
+
+def test_many_classes_are_shades_from_the_first_to_the_last() -> None:
+    points = np.random.default_rng(0).normal(size=(22, 2)).astype(np.float32)
+    figure = draw_map("map", points, noise(22, 8, 8, 3), torch.arange(22) % 11, ["x"] * 11)
+    colours = np.array([matplotlib.colors.to_rgba(line.get_color()) for line in figure.axes[0].lines])
+    np.testing.assert_allclose(colours, matplotlib.colormaps["cividis"](np.linspace(0, 1, 11)))
+    assert {line.get_marker() for line in figure.axes[0].lines} == {"o"}
+
+
+def test_where_all_have_a_label_none_is_said_to_lack_it() -> None:
+    points = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    figure = draw_map("map", points, noise(6, 8, 8, 3), torch.arange(6) % 2, ["a", "b"])
+    assert [line.get_label() for line in figure.axes[0].lines] == ["a", "b"]
+
+
 def histogram(*counts: float) -> dict[str, Any]:
     return {"edges": [-1.0, 0.0, 0.5, 1.0], "same": list(counts), "other": list(counts[::-1])}
 
@@ -194,8 +271,19 @@ def test_histograms_stand_beside_the_untrained_networks(tmp_path: Path) -> None:
     titles = ["untrained: classes\nAUC 60.0%, overlap 40.0%", "epoch 2: classes\nAUC 90.0%, overlap 60.0%"]
     assert [axes.get_title() for axes in figure.axes] == [*titles, "untrained: by size", "epoch 2: by size"]
     assert figure.axes[0].get_xlim() == (-1, 1)
-    drawn = [np.asarray(patch.get_data().values).tolist() for patch in figure.axes[0].patches]  # type: ignore[attr-defined]
+    patches: list[Any] = list(figure.axes[0].patches)
+    drawn = [np.asarray(patch.get_data().values).tolist() for patch in patches]
     assert drawn == [[0, 1, 1], [0, 1, 1], [1, 1, 0], [1, 1, 0]]
+    assert [patch.get_fill() for patch in patches] == [True, False, True, False]
+    assert [patch.get_label() for patch in patches[1::2]] == ["same", "other"]
+    assert patches[1].get_linestyle() != patches[3].get_linestyle()
+    for patch, look in zip(patches, (RIGHT, RIGHT, WRONG, WRONG), strict=True):
+        colour = patch.get_facecolor() if patch.get_fill() else patch.get_edgecolor()
+        assert matplotlib.colors.to_hex(colour) == look.color.lower()
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "cosine similarity", "cosine similarity"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["density", "", "density", ""]
+    late = {"classes": {"edges": [-1.0, 0.0, 0.5, 1.0], "same": [0, 1, 1], "other": [0, 1, 0], "scores": {}}}
+    assert draw_similarities("from where there is something", {"epoch 1": late}).axes[0].get_xlim() == (0, 1)
     empty = {"classes": histogram(0, 0, 0) | {"scores": {}}}
     save(draw_similarities("a metric that has no pair", {"epoch 0": empty}), tmp_path / "empty")
 
@@ -241,6 +329,26 @@ def test_neighbours_stay_neighbours_on_a_map(digits: tuple[Tensor, Tensor], proj
     assert states[0] == np.random.get_state()[1].tolist()  # type: ignore[index]
     assert torch.equal(states[1], torch.get_rng_state())
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(("count", "perplexity"), [(300, 30), (91, 30), (40, 13), (5, 4 / 3)])
+def test_a_map_looks_at_as_many_neighbours_as_there_are(
+    monkeypatch: pytest.MonkeyPatch, count: int, perplexity: float
+) -> None:
+    """Also of features in half precision."""
+    given: dict[str, Any] = {}
+
+    class Map:
+        def __init__(self, **options: Any) -> None:
+            given.update(options)
+
+        def fit_transform(self, array: Any) -> Any:
+            return array[:, :2]
+
+    monkeypatch.setattr("sklearn.manifold.TSNE", Map)
+    points = torch.randn(count, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert project(points, "tsne", 7).dtype == np.float32
+    assert given == {"perplexity": pytest.approx(perplexity), "random_state": 7, "n_jobs": 1, "init": "pca"}
 
 
 @pytest.mark.parametrize(
@@ -408,6 +516,37 @@ def test_fewer_images_than_asked_for(tmp_path: Path) -> None:
     assert callback.pictures
 
 
+@pytest.mark.parametrize(("test", "maps"), [(4, 0), (5, 1)])
+def test_a_map_takes_five_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test: int, maps: int) -> None:
+    drawn: list[Tensor] = []
+
+    def draw(title: str, points: Any, images: Tensor, labels: Tensor, classes: list[str]) -> Figure:
+        drawn.append(labels)
+        return Figure()
+
+    monkeypatch.setattr("src.callbacks.drawing.draw_map", draw)
+    small_store(tmp_path / "store", train=40, test=test)
+    whole(tmp_path, pictures(), epochs=0)
+    assert [len(labels) for labels in drawn] == [5] * maps
+
+
+@pytest.mark.parametrize(("epochs", "names"), [(0, ["epoch 0"]), (2, ["untrained", "epoch 2"])])
+def test_similarities_stand_beside_the_untrained_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, names: list[str]
+) -> None:
+    drawn: list[dict[str, Any]] = []
+
+    def draw(title: str, columns: dict[str, Any]) -> Figure:
+        drawn.append(columns)
+        return Figure()
+
+    monkeypatch.setattr("src.callbacks.drawing.draw_similarities", draw)
+    whole(tmp_path, pictures(), epochs=epochs)
+    (columns,) = drawn
+    assert list(columns) == names, "from left to right"
+    assert [columns[name]["classes"]["scores"]["AUC"] for name in names] == [10.0, 11.0][: len(names)]
+
+
 def test_the_list_survives_and_a_picture_drawn_again_is_in_it_once(tmp_path: Path) -> None:
     first, second = pictures(), pictures()
     whole(tmp_path, first)
@@ -418,8 +557,9 @@ def test_the_list_survives_and_a_picture_drawn_again_is_in_it_once(tmp_path: Pat
     assert second.untrained == first.untrained
 
 
-def test_only_rank_0_draws(tmp_path: Path) -> None:
-    other: Any = SimpleNamespace(is_global_zero=False, sanity_checking=False, default_root_dir=tmp_path)
+@pytest.mark.parametrize(("first", "trying"), [(False, False), (True, True), (False, True)])
+def test_only_rank_0_draws_and_not_what_is_only_tried(tmp_path: Path, first: bool, trying: bool) -> None:
+    other: Any = SimpleNamespace(is_global_zero=first, sanity_checking=trying, default_root_dir=tmp_path)
     pictures().on_validation_end(other, Linear())
     assert not list(tmp_path.iterdir())
 

@@ -125,6 +125,18 @@ def test_the_classifier_starts_as_published() -> None:
     assert cosine.optimizer_options == {}
 
 
+def test_clusters_are_settled_however_little_they_still_gain() -> None:
+    """Points all around a circle, whose clusters turn a little in each of many iterations."""
+    points = unit(3000, 2, dtype=torch.float32)
+    method = make(3, images=3000, pca=2, iterations=10_000)
+    method.on_epoch_start(looking_at(points), torch.Generator().manual_seed(0))
+    seen = whiten(points, 2)
+    centres = torch.stack([seen[method.labels == cluster].mean(0) for cluster in range(3)])
+    assert torch.equal(torch.cdist(seen, centres).argmin(1), method.labels)
+    seed = int(torch.randint(2**31, (1,), generator=torch.Generator().manual_seed(0)))
+    assert not torch.equal(kmeans(seen, 3, seed, iterations=10_000)[0], method.labels), "with a tolerance they are not"
+
+
 def test_what_is_clustered(digits: tuple[Tensor, Tensor]) -> None:
     """The features asked for, whitened to as many dimensions, in as many iterations."""
     points = digits[0][:300].float()
