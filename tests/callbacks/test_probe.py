@@ -98,6 +98,15 @@ def test_without_labels_that_are_tested_it_does_nothing(changes: dict[str, Any])
     assert (probe.learned, scored(probe, query)) == ({}, {})
 
 
+def test_the_network_has_no_gradient_of_it_and_half_precision_is_enough() -> None:
+    whole, half = started(), started()
+    for features, labels in batches(3, 16, 2):
+        step(whole, features.bfloat16().float(), labels)
+        step(half, features.bfloat16().requires_grad_(), labels)
+    assert differences(whole.learned, half.learned, "learned") == []
+    assert not any(tensor.requires_grad for kept in half.learned.values() for tensor in kept.values())
+
+
 def test_a_step_reads_no_number() -> None:
     """Tensors on torch's meta device have none: to read one is an error."""
     probe = started()

@@ -23,11 +23,13 @@ def test_the_bar_shows_the_scores_to_choose_by() -> None:
 def test_the_time_left_is_the_whole_runs_at_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("src.callbacks.progress.time.monotonic", lambda: now)
-    monkeypatch.setattr(RichProgressBar, "on_train_start", lambda *_: None)
+    shown: list[Any] = []
+    monkeypatch.setattr(RichProgressBar, "on_train_start", lambda *given: shown.append(given))
     run = {"max_epochs": 5, "num_training_batches": 20, "log_every_n_steps": 10, "is_last_batch": False}
     state: Any = SimpleNamespace(training=True, callback_metrics={"train/loss_step": 3.0}, global_step=10, **run)
     bar = Progress()
     bar.on_train_start(state, MODULE)  # a run that goes on has steps behind it
+    assert shown == [(bar, state, MODULE)]
     assert bar.get_metrics(state, MODULE) == {"loss": 3.0}, "no step, no pace"
     now, state.global_step = 140.0, 30
     assert bar.get_metrics(state, MODULE) == {"loss": 3.0, "left": "0:02:20"}, "70 steps of 2 s"

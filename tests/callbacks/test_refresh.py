@@ -72,7 +72,14 @@ def make_module(method: Method) -> EmbeddingModule:
     return EmbeddingModule(network, head, method, make_optimizer, MultiStep([], [], 0, "epochs"), seed=0)
 
 
-def train(folder: Path, method: Method, epochs: int, *callbacks: pl.Callback, resume: Path | None = None) -> pl.Trainer:
+def train(
+    folder: Path,
+    method: Method,
+    epochs: int,
+    *callbacks: pl.Callback,
+    resume: Path | None = None,
+    precision: Any = "32-true",
+) -> pl.Trainer:
     small_store(folder / "store")
     torch.manual_seed(0)
     module = make_module(method)
@@ -81,6 +88,7 @@ def train(folder: Path, method: Method, epochs: int, *callbacks: pl.Callback, re
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
+        precision=precision,
         logger=False,
         callbacks=[Refresh(0), *callbacks],
         enable_checkpointing=False,
@@ -122,6 +130,26 @@ def test_features_are_clean_in_eval_mode_and_in_order(tmp_path: Path) -> None:
     module: Any = trainer.lightning_module
     assert all(part.training for part in module.modules()), "and training goes on in train mode"
     assert not method.features[0].requires_grad
+
+
+def test_features_are_in_float32_whatever_the_network_computes_in(tmp_path: Path) -> None:
+    found: list[Tensor] = []
+
+    class Looking(Pairs):
+        def on_epoch_start(self, extract: Extract, generator: Generator) -> None:
+            for kind in ("unit", "pooled", "raw"):
+                found.extend(extract(kind))
+
+    train(tmp_path, Looking(), 1, precision="bf16-mixed")
+    assert {part.dtype for part in found} == {torch.float32}
+    assert len(found) == 6
+
+
+def test_the_seconds_of_a_pass_are_kept_within_its_epoch() -> None:
+    first, second = Refresh(0), Refresh(0)
+    first.seconds, first.order = 3.5, torch.arange(4)
+    second.load_state_dict(first.state_dict())
+    assert second.state_dict() == first.state_dict() == {"companions": None, "order": first.order, "seconds": 3.5}
 
 
 def test_a_resumed_run_draws_what_the_whole_run_drew(tmp_path: Path) -> None:

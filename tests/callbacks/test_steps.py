@@ -74,6 +74,16 @@ def test_seconds_are_those_of_training_and_looking_but_of_nothing_else(monkeypat
     assert hand.logged["train/lr"] == 0.25
 
 
+def test_where_nobody_looks_there_are_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after the epoch has its seconds, and none of what came later."""
+    hand, kept = Hand(monkeypatch), dict[str, Any]()
+    hand.trainer.callbacks = []
+    hand.epoch(1.0, 2.0)
+    hand.now += 50
+    hand.steps.on_save_checkpoint(hand.trainer, hand.module, kept)
+    assert hand.logged["train/seconds"] == kept["steps"]["seconds"] == 4
+
+
 def test_a_checkpoint_within_an_epoch_has_its_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     hand, kept = Hand(monkeypatch), dict[str, Any]()
     hand.epoch(9.0)
