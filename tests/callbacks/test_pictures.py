@@ -137,7 +137,8 @@ def test_more_than_four_queries_stand_in_two_blocks(rows: int) -> None:
         assert x[row, 1] - x[row, 0] > x[row, 2] - x[row, 1], "the query stands apart"
         assert (x[row] - x[0] == row % blocks * canvas.shape[1] // blocks).all()
         assert (y[row, 0] - y[0, 0]) == row // blocks * (y[blocks, 0] - y[0, 0] if rows > blocks else 0)
-    assert canvas.shape[0] - y.max() >= 16
+    assert y.min() <= 16, "little is above,"
+    assert 16 <= canvas.shape[0] - y.max() <= 32, "nor below, but for the captions"
     assert (figure.get_size_inches() * figure.dpi).round().tolist() == [*canvas.shape[1::-1]]
 
 
