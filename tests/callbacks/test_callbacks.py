@@ -170,6 +170,10 @@ def test_histograms_and_intervals_are_of_the_latest_test_images(tmp_path: Path) 
     evaluation.on_train_epoch_start(run, Lookup())
     assert not evaluation.sets, "nor while it trains"
 
+    alone = Evaluation({"near": Similarity(3), "knn": WeightedKNN(k=5)}, {}, "embedding", "knn/top1")
+    trainer(tmp_path, alone).validate(Lookup(), [loader(query), loader(gallery)], verbose=False)
+    assert alone.histograms == evaluation.histograms, "where nothing is held out too"
+
 
 def test_features_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
     query = split(23, 1)
