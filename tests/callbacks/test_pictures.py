@@ -389,6 +389,7 @@ class Counted(Evaluation):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_epoch_end(trainer, pl_module)
         pl_module.log("similarity/AUC", 10.0 + trainer.current_epoch)
+        pl_module.log("similarity/overlap", 5.0)
         self.histograms = {self.space: {"classes": histogram(0, 1, 1)}}
 
 
@@ -452,7 +453,7 @@ def test_pictures_of_chosen_epochs_and_the_last(tmp_path: Path, gallery: bool, e
     for picture in callback.pictures:
         with Image.open(tmp_path / picture["png"]) as image:
             assert min(image.size) > 300
-    assert callback.untrained["classes"]["scores"] == {"AUC": 10.0}
+    assert callback.untrained["classes"]["scores"] == {"AUC": 10.0, "overlap": 5.0}
 
 
 @pytest.mark.parametrize("gallery", [True, False])
@@ -559,7 +560,7 @@ def test_the_list_survives_and_a_picture_drawn_again_is_in_it_once(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("first", "trying"), [(False, False), (True, True), (False, True)])
-def test_only_rank_0_draws_and_not_what_is_only_tried(tmp_path: Path, first: bool, trying: bool) -> None:
+def test_only_the_first_process_draws_and_not_what_is_only_tried(tmp_path: Path, first: bool, trying: bool) -> None:
     other: Any = SimpleNamespace(is_global_zero=first, sanity_checking=trying, default_root_dir=tmp_path)
     pictures().on_validation_end(other, Linear())
     assert not list(tmp_path.iterdir())
@@ -588,11 +589,25 @@ def test_tensorboard_and_wandb_have_them_and_csv_has_nothing(tmp_path: Path, mon
     monkeypatch.setenv("WANDB_SILENT", "true")
     board, csv = TensorBoardLogger(tmp_path, name="", version="board"), CSVLogger(tmp_path, name="", version="csv")
     wandb = WandbLogger(save_dir=str(tmp_path), project="test", offline=True)
-    run = trainer(tmp_path, pictures(), logger=[board, csv, wandb], max_epochs=1, log_every_n_steps=1)
+    sent: list[tuple[str, int, list[str]]] = []
+    log_image = WandbLogger.log_image
+
+    def send(logger: WandbLogger, key: str, images: list[Any], step: int, caption: list[str]) -> None:
+        sent.append((key, step, caption))
+        log_image(logger, key, images, step=step, caption=caption)
+
+    monkeypatch.setattr(WandbLogger, "log_image", send)
+    callback = pictures()
+    run = trainer(tmp_path, callback, logger=[board, csv, wandb], max_epochs=1, log_every_n_steps=1)
     run.validate(Linear(), datamodule(tmp_path, True), verbose=False)
     run.fit(run.lightning_module, datamodule(tmp_path, True))
     kept = Path(wandb.experiment.dir) / "media" / "images" / "pictures"
     wandb.experiment.finish()
+    steps = [run.global_step if picture["epoch"] else 0 for picture in callback.pictures]
+    assert sent == [
+        (f"pictures/{picture['kind']}", step, [picture["title"]])
+        for picture, step in zip(callback.pictures, steps, strict=True)
+    ]
     names = {"gallery", "failures", "map", "similarity"}
     events = reader.EventAccumulator(str(tmp_path / "board"), size_guidance={"images": 0})
     events.Reload()
