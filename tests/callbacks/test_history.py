@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -114,6 +115,12 @@ def test_a_panel_for_each_kind_of_number(tmp_path: Path, monkeypatch: pytest.Mon
         "alignment, uniformity": ["pooled/geometry/uniformity", "train/alignment"],
         "effective rank": ["geometry/rank"],
     }
+
+
+def test_a_single_score_has_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"epoch": 0, "knn/top1": 10.0}, {"epoch": 1, "knn/top1": 20.0}]
+    (line,) = drawn_by(tmp_path, monkeypatch, rows).axes[0].lines
+    assert np.asarray(line.get_xydata()).tolist() == [[0, 10], [1, 20]]
 
 
 def test_nothing_measured_is_an_empty_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
