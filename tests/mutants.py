@@ -42,8 +42,7 @@ TESTS = ("tests/methods", "tests/metrics", "tests/vectors", "tests/callbacks", "
 LEFT_OUT = ("rank", "test_learning")
 JUDGED = ROOT / "tests/mutants.md"
 ENOUGH = 0.9  # of the mutants must die
-LONGEST = 12  # seconds of tests against each mutant: those that take longer are not asked,
-LONGEST_AGAIN = 60  # but against those that survived before
+SOON, LATE = 12, 60  # seconds of tests against each mutant: most are noticed soon, the others meet more tests
 PATIENCE = 90  # seconds, after which a mutant counts as killed: its tests have no end
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub,
@@ -346,7 +345,7 @@ def record(functions: Mapping[str, Mapping[int, str]], at_once: int) -> dict[str
 def run(
     jobs: Sequence[Mutant], tests: Mapping[str, tuple[float, list[str]]], longest: float, at_once: int
 ) -> list[Mutant]:
-    """Those of the mutants that no test notices within `longest` seconds, each printed when it is found."""
+    """Those of the mutants that no test notices, of all that take `longest` seconds, each printed when it is found."""
     from rich.progress import track
 
     callers: defaultdict[str, set[str]] = defaultdict(set)
@@ -379,7 +378,8 @@ def run(
                 mutant, _ = running.pop(child)
                 if os.waitstatus_to_exitcode(status) == 0:
                     survivors.append(mutant)
-                    print(f"survived: {mutant}  (line {mutant.line})", flush=True)
+                    word = "not noticed soon" if longest == SOON else "survived"
+                    print(f"{word}: {mutant}  (line {mutant.line})", flush=True)
                 break
             for other, (_, began) in running.items():
                 if time.monotonic() - began > PATIENCE:
@@ -391,7 +391,7 @@ def run(
 def main() -> None:
     parser = argparse.ArgumentParser("python -m tests.mutants", description=__doc__)
     parser.add_argument("file", nargs="*", help="source files; all that are meant by default")
-    parser.add_argument("--again", metavar="FILE", help="only those that survived in this earlier output, longer")
+    parser.add_argument("--again", metavar="FILE", help="only those that were not noticed in this earlier output")
     parser.add_argument("--at-once", type=int, default=os.cpu_count(), help="processes")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # a forked process must not find threads begun
@@ -402,10 +402,11 @@ def main() -> None:
     jobs = [mutant for name in names for mutant in mutants_of(ROOT / name)]
     if options.again:
         said = Path(options.again).read_text()
-        jobs = [mutant for mutant in jobs if f"survived: {mutant}  (" in said]
+        jobs = [mutant for mutant in jobs if f": {mutant}  (" in said]
     if not jobs:
         sys.exit("no faults to put in")
-    survivors = run(jobs, tests, LONGEST_AGAIN if options.again else LONGEST, options.at_once)
+    late = jobs if options.again else run(jobs, tests, SOON, options.at_once)
+    survivors = run(late, tests, LATE, options.at_once)
     for name in names:
         total, alive = (sum(m.path == name for m in group) for group in (jobs, survivors))
         if total:

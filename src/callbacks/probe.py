@@ -46,7 +46,6 @@ class Probe(pl.Callback):
         for kept in self.learned.values():
             kept.update({name: tensor.to(pl_module.device) for name, tensor in kept.items()})
 
-    @torch.no_grad()
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
