@@ -2,8 +2,8 @@
 
 Each fault is a small change of the syntax tree (`mutants_of`). The tests run once without any, to see which functions
 each of them calls and how long it takes; against each fault run those that call the changed function, the shortest
-first, in a process forked from one that has imported all that they import but `src` and themselves. The faults that
-no test notices are judged one by one in `mutants.md`.
+first, in a process forked from one that has imported all that they import but `src` and themselves: a few seconds of
+them, and a minute where those notice nothing. The faults that then survive are judged one by one in `mutants.md`.
 
 mutmut refuses a package called `src` and leaves decorated functions alone; cosmic-ray deletes no statements. Both run
 all tests each time, in a fresh process.
@@ -345,7 +345,7 @@ def record(functions: Mapping[str, Mapping[int, str]], at_once: int) -> dict[str
 def run(
     jobs: Sequence[Mutant], tests: Mapping[str, tuple[float, list[str]]], longest: float, at_once: int
 ) -> list[Mutant]:
-    """Those of the mutants that no test notices, of all that take `longest` seconds, each printed when it is found."""
+    """Those of the mutants that `longest` seconds of tests do not notice, each printed when it is found."""
     from rich.progress import track
 
     callers: defaultdict[str, set[str]] = defaultdict(set)
@@ -378,8 +378,7 @@ def run(
                 mutant, _ = running.pop(child)
                 if os.waitstatus_to_exitcode(status) == 0:
                     survivors.append(mutant)
-                    word = "not noticed soon" if longest == SOON else "survived"
-                    print(f"{word}: {mutant}  (line {mutant.line})", flush=True)
+                    print(f"survived {longest} s: {mutant}  (line {mutant.line})", flush=True)
                 break
             for other, (_, began) in running.items():
                 if time.monotonic() - began > PATIENCE:
@@ -391,7 +390,7 @@ def run(
 def main() -> None:
     parser = argparse.ArgumentParser("python -m tests.mutants", description=__doc__)
     parser.add_argument("file", nargs="*", help="source files; all that are meant by default")
-    parser.add_argument("--again", metavar="FILE", help="only those that were not noticed in this earlier output")
+    parser.add_argument("--again", metavar="FILE", help="only those that survived in this earlier output")
     parser.add_argument("--at-once", type=int, default=os.cpu_count(), help="processes")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # a forked process must not find threads begun
@@ -402,11 +401,11 @@ def main() -> None:
     jobs = [mutant for name in names for mutant in mutants_of(ROOT / name)]
     if options.again:
         said = Path(options.again).read_text()
-        jobs = [mutant for mutant in jobs if f": {mutant}  (" in said]
+        jobs = [mutant for mutant in jobs if f" s: {mutant}  (" in said]
     if not jobs:
         sys.exit("no faults to put in")
-    late = jobs if options.again else run(jobs, tests, SOON, options.at_once)
-    survivors = run(late, tests, LATE, options.at_once)
+    unnoticed = jobs if options.again else run(jobs, tests, SOON, options.at_once)
+    survivors = run(unnoticed, tests, LATE, options.at_once)
     for name in names:
         total, alive = (sum(m.path == name for m in group) for group in (jobs, survivors))
         if total:

@@ -20,6 +20,7 @@ def test_notebook(path: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.M
         monkeypatch.setenv(name, str(tmp_path / "made"))
     matplotlib.use("Agg")
     plt.close("all")
+    # One epoch is enough to see that every cell runs.
     short = path.read_text().replace('max_epochs=8\\"', 'max_epochs=1\\", \\"callbacks.pictures=null\\"')
     notebook = json.loads(short)
     names: dict[str, Any] = {}

@@ -381,10 +381,12 @@ def test_two_ranks(run: Run, tmp_path: Path) -> None:
         "dataset.batch_size=32",
         "dataset.eval_batch_size=64",
         *QUICK[1:],
+        "seed=0,1",
         f"sweep_dir={tmp_path}/sweep",
     )
     assert done.returncode == 0, done.stderr
-    (folder,) = (path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    folder, other = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert [results(each)["seed"] for each in (folder, other)] == [0, 1]
     one = run("src.train", "dataset.limit=301", "dataset.validation=0.0995", *QUICK[1:], f"run_dir={tmp_path / 'one'}")
     assert one.returncode == 0, one.stderr
     found = results(folder)

@@ -68,7 +68,7 @@ def select_precision(asked: str, accelerator: str) -> str:
 def _gains_from_bfloat16() -> bool:
     """Whether bf16 is faster than float32 on this CPU: Intel's have it in tiles (AMX); their vectors are slower in it.
 
-    A training step of the ResNet-18 takes 1.4 times as long there; on AMD's vectors a quarter of the time.
+    A training step of the ResNet-18 takes 1.4 times as long there.
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False

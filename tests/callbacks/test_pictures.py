@@ -45,6 +45,14 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
+def corner(canvas: Any, image: Any) -> list[int]:
+    """Row and column where the image is on the canvas, whole and only once."""
+    side = len(image)
+    starts = np.argwhere((canvas[: 1 - side, : 1 - side] == image[0, 0]).all(2)).tolist()
+    (found,) = ([y, x] for y, x in starts if (canvas[y : y + side, x : x + side] == image).all())
+    return found
+
+
 def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 
@@ -125,10 +133,7 @@ def test_more_than_four_queries_stand_in_two_blocks(rows: int) -> None:
     images = noise(rows, 3, 8, 8, 3)
     figure = draw_retrieved("title", images, torch.zeros(rows, 3).long(), torch.ones(rows, 2), ["a"], side=16)
     (canvas,) = (np.asarray(image.get_array()) for image in figure.axes[0].images)
-    found = np.lib.stride_tricks.sliding_window_view(canvas, (16, 16, 3))[:, :, 0]
-    places = np.array(
-        [np.argwhere((found == one).all((2, 3, 4)))[0] for one in resize(images.flatten(0, 1), 16).numpy()]
-    )
+    places = np.array([corner(canvas, one) for one in resize(images.flatten(0, 1), 16).numpy()])
     y, x = places.T.reshape(2, rows, 3)
     blocks = 1 if rows <= 4 else 2
     for row in range(rows):
@@ -153,21 +158,19 @@ def test_captions_stand_below_their_images_and_frames_around_them() -> None:
     title, key, *captions = axes.texts
     assert 0 < title.get_position()[1] < key.get_position()[1]
     frames = iter(axes.patches)
-    for caption, thumbnail, label in zip(
-        captions, resize(images.flatten(0, 1), 128).numpy(), labels.flatten().tolist(), strict=True
-    ):
-        corners = np.argwhere((canvas[:-127, :-127] == thumbnail[0, 0]).all(2)).tolist()
-        ((y, x),) = ((y, x) for y, x in corners if (canvas[y : y + 128, x : x + 128] == thumbnail).all())
+    drawn = resize(images.flatten(0, 1), 128).numpy()
+    for number, (caption, thumbnail) in enumerate(zip(captions, drawn, strict=True)):
+        y, x = corner(canvas, thumbnail)
         assert key.get_position()[1] < y, "nothing is drawn over the title"
         assert caption.get_position()[0] == x + 64
         assert y + 128 < caption.get_position()[1] < y + 128 + 20
         assert (caption.get_horizontalalignment(), caption.get_verticalalignment()) == ("center", "top")
-        if (number := captions.index(caption)) % 3:
+        if number % 3:  # the query has no frame
             frame = next(frames)
             assert isinstance(frame, Rectangle)
             assert (frame.get_x() + frame.get_width() / 2, frame.get_y() + frame.get_height() / 2) == (x + 64, y + 64)
             assert 128 < frame.get_width() == frame.get_height() < 128 + 128 // 6, "it touches no other"
-            assert caption.get_color() == (WRONG if label else RIGHT).color, number
+            assert caption.get_color() == (RIGHT, WRONG)[number % 3 - 1].color
     assert not any(text.get_parse_math() for text in (title, *captions)), "$ is a letter"
 
 
@@ -194,10 +197,8 @@ def test_right_and_wrong_differ_in_colour_line_and_mark() -> None:
     assert not any(mark in text for text in rest for mark in "✓✗")
     (canvas,) = (image.get_array() for image in figure.axes[0].images)
     assert canvas is not None
-    thumbnails = resize(images.flatten(0, 1), 16).numpy()
-    found = np.lib.stride_tricks.sliding_window_view(canvas, (16, 16, 3))[:, :, 0]
-    for thumbnail in thumbnails:
-        assert (found == thumbnail).all((2, 3, 4)).sum() == 1, "each image is there once, whole"
+    for thumbnail in resize(images.flatten(0, 1), 16).numpy():
+        assert corner(canvas, thumbnail), "each image is there once, whole"
 
 
 @pytest.mark.parametrize("classes", [3, 10, 11, 40])
