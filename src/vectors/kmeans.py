@@ -14,12 +14,13 @@ ROUNDS = 256  # of k-means++: one centre each where there are so few, else sever
 def assign(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest of `centres` `(K, D)` to each of `points` `(N, D)`: its number and squared distance, both `(N,)`."""
     half_norms = centres.square().sum(1) / 2
-    labels, distances = [], []
-    for part in points.split(queries_at_once(centres, BLOCK)):
-        closest = products(centres, part).sub_(half_norms.unsqueeze(1)).max(0)
-        labels.append(closest.indices)
-        distances.append((part.square().sum(1) - 2 * closest.values).clamp_(min=0))
-    return torch.cat(labels), torch.cat(distances)
+    count = queries_at_once(centres, BLOCK)
+    # Written into place: small results kept between large blocks would leave holes that fit no next block.
+    similarity, labels = points.new_empty(len(points)), points.new_empty(len(points), dtype=torch.long)
+    for start in range(0, len(points), count):
+        part = slice(start, start + count)
+        similarity[part], labels[part] = products(centres, points[part]).sub_(half_norms.unsqueeze(1)).max(0)
+    return labels, (points.square().sum(1) - 2 * similarity).clamp_(min=0)
 
 
 def _reassign(points: Tensor, centres: Tensor, moved: Tensor, labels: Tensor, distances: Tensor) -> None:

@@ -57,15 +57,15 @@ def nearest_neighbors(
     if not 1 <= k <= most:
         raise ValueError(f"k={k} neighbours asked of a gallery of {len(gallery)} images: choose 1 to {most}")
     chunk = queries_at_once(gallery, block)
-    values, rows = [query.new_empty(0, k)], [torch.empty(0, k, dtype=torch.long, device=query.device)]
+    # Written into place: small results kept between large blocks would leave holes that fit no next block.
+    values, rows = query.new_empty(len(query), k), query.new_empty(len(query), k, dtype=torch.long)
     for start in range(0, len(query), chunk):
-        similarity = products(gallery, query[start : start + chunk])
+        part = slice(start, start + chunk)
+        similarity = products(gallery, query[part])
         if own is not None:
-            similarity.scatter_(0, own[start : start + chunk].unsqueeze(0), -math.inf)
-        value, row = _in_order(similarity, k)
-        values.append(value)
-        rows.append(row)
-    return torch.cat(values), torch.cat(rows)
+            similarity.scatter_(0, own[part].unsqueeze(0), -math.inf)
+        values[part], rows[part] = _in_order(similarity, k)
+    return values, rows
 
 
 def neighbor_batches(features: Tensor, batch: int, neighbors: int, generator: Generator) -> Tensor:
