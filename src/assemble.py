@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment
 from torch import nn
 
+from src.backbones.airbench import Airbench
 from src.backbones.head import Head
 from src.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
 from src.callbacks.evaluation import Evaluation
@@ -25,6 +26,7 @@ from src.methods.base import TrainingSet
 from src.module import EmbeddingModule
 from src.running import checkpoints, runs
 
+WHITENED = 5000  # training images whose patches a network that wants it whitens
 ASIDE = ("_target_", "weights", "pretrained", "cache_dir")  # of a backbone: what its shape does not depend on
 
 
@@ -52,6 +54,8 @@ def assemble(
     datamodule.prepare_data()
     datamodule.setup()
     datamodule.check(ranks)
+    if isinstance(backbone, Airbench) and not (filled or config.backbone.weights):
+        backbone.whiten(datamodule.clean_images(WHITENED))
     check_size(backbone, min(datamodule.view_sizes))
     if config.protocol.disjoint:
         check_disjoint(datamodule)

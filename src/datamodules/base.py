@@ -246,6 +246,12 @@ class StoreDataModule(pl.LightningDataModule):
         batch["image"] = clean(self._take(batch, split), self.image_size, self.mean, self.std)
         return batch
 
+    def clean_images(self, count: int) -> Tensor:
+        """At most `count` training images from all over the set, as evaluation sees them: `(N, 3, S, S)`."""
+        assert self.store is not None
+        rows = self.train_rows[:: -(-len(self.train_rows) // count)]
+        return clean(self.store.splits["train"].images[rows], self.image_size, self.mean, self.std)
+
     def draw_queries(self, count: int, seed: int) -> Tensor:
         """Places of at most `count` test images, drawn evenly from the classes."""
         return draw_evenly(self.query_labels, count, seed)

@@ -1,0 +1,97 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+from torch.nn.functional import conv2d, gelu, max_pool2d, unfold
+
+from src.assemble import assemble
+from src.backbones.airbench import Airbench
+from src.datamodules.base import StoreDataModule
+from tests.test_cost import configure
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    """Real digits in three channels that differ."""
+    grey = torch.from_numpy(load_digits().images).float().unsqueeze(1) / 16
+    return torch.cat([grey, grey.flip(3), torch.randn(grey.shape, generator=torch.Generator().manual_seed(0))], 1)
+
+
+def test_patches_are_whitened_as_by_scikit_learn(images: torch.Tensor) -> None:
+    network = Airbench((8, 16, 16))
+    network.whiten(images)
+    white = conv2d(images, network.filters).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(white[:12], -white[12:])
+    patches = unfold(images, 2).transpose(0, 1).flatten(1).T
+    both = torch.cat([patches, -patches]).double().numpy()  # of mean 0, as the paper takes the patches
+    theirs = torch.from_numpy(PCA(whiten=True).fit_transform(both))[: len(patches)].T.float()
+    varied = PCA().fit(both).explained_variance_ > 0.1  # against 5e-4 that ours adds
+    assert varied.sum() >= 8
+    torch.testing.assert_close(white[:12][varied].abs(), theirs[varied].abs(), rtol=0.003, atol=1e-5)
+    assert white[:12].square().mean(1).max() <= 1
+
+
+def test_what_hardly_varies_is_not_blown_up() -> None:
+    network = Airbench((8, 16, 16))
+    network.whiten(torch.ones(10, 3, 8, 8))
+    assert network.filters.isfinite().all()
+    assert network.filters.abs().max() <= 5e-4**-0.5
+
+
+def test_the_network_layer_by_layer() -> None:
+    """Against the paper's section 3: convolution, pooling, norm, GELU; convolution, norm, GELU; a maximum at the end."""
+    network = Airbench((8, 16, 24))
+    images = torch.randn(4, 3, 32, 32)
+    x = gelu(conv2d(images, network.filters, network.bias))
+    assert x.shape == (4, 24, 31, 31)
+    state = network.state_dict()
+    for weight in [name for name in state if name.endswith("weight") and state[name].ndim == 4]:
+        x = conv2d(x, state[weight], padding=1)
+        if weight in ("blocks.0.weight", "blocks.7.weight", "blocks.14.weight"):
+            x = max_pool2d(x, 2)
+        x = gelu((x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt())
+    assert x.shape == (4, 24, 3, 3)
+    torch.testing.assert_close(network(images), x.amax((2, 3)), atol=1e-4, rtol=1e-4)
+    assert network.num_features == 24
+
+
+def test_convolutions_begin_with_the_identity() -> None:
+    torch.manual_seed(0)
+    network = Airbench((32, 16, 48))
+    image = torch.randn(1, 24, 5, 5)
+    first = network.blocks[0](image)
+    torch.testing.assert_close(first[:, :24], image)
+    assert first[:, 24:].std() > 0.1
+    torch.testing.assert_close(network.blocks[7](first), first[:, :16])
+
+
+def configured(cache: Path, *overrides: str) -> tuple[StoreDataModule, Any]:
+    small = ["backbone=airbench", "backbone.widths=[8,16,16]", "input.size=16"]
+    datamodule, module, _ = assemble(configure(cache, *small, *overrides), 1)
+    return datamodule, module.backbone
+
+
+def test_whitened_from_the_training_images(cache: Path) -> None:
+    datamodule, network = configured(cache, "dataset.limit=300")
+    white = conv2d(datamodule.clean_images(5000), network.filters).square().mean((0, 2, 3))
+    assert white.max().item() == pytest.approx(1, abs=1e-3)
+    assert datamodule.clean_images(5000).shape == (300, 3, 16, 16)
+    assert len(datamodule.clean_images(100)) == 100
+    assert "filters" in network.state_dict()
+    assert "filters" not in dict(network.named_parameters()), "they do not learn"
+
+
+def test_given_weights_keep_their_filters(cache: Path, tmp_path: Path) -> None:
+    state = Airbench((8, 16, 16)).state_dict()
+    save_file(state, tmp_path / "a.safetensors")
+    _, network = configured(cache, f"backbone.weights={tmp_path / 'a.safetensors'}")
+    torch.testing.assert_close(network.filters, state["filters"])
+
+
+def test_images_too_small(cache: Path) -> None:
+    with pytest.raises(ValueError, match=r"input.size=4 or one of dataset.view_sizes is too small"):
+        configured(cache, "input.size=4")
