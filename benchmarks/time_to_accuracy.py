@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.timing import heading
-from benchmarks.train_step import CONF, lightlys_simclr, sgd
 from src.datamodules.store import Split, read_store
 from src.metrics.knn import WeightedKNN
 from src.running import figures
@@ -57,6 +56,8 @@ def curve(results: dict[str, Any]) -> Curve:
 
 def lightlys(folder: Path, seconds: float, seed: int) -> Curve:
     """lightly's SimCLR recipe, float32 and image by image, scored four times in `seconds` of training."""
+    from benchmarks.train_step import CONF, lightlys_simclr, sgd  # lightly is there after `make bench`
+
     path = folder / "curve.json"
     if path.exists():
         return [tuple(point) for point in json.loads(path.read_text())]
