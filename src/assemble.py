@@ -26,7 +26,7 @@ from src.methods.base import TrainingSet
 from src.module import EmbeddingModule
 from src.running import checkpoints, runs
 
-WHITENED = 5000  # training images whose patches a network that wants it whitens
+WHITENED = 5000 * 32**2  # pixels of training images whose patches are whitened, where a network wants that
 ASIDE = ("_target_", "weights", "pretrained", "cache_dir")  # of a backbone: what its shape does not depend on
 
 
@@ -55,7 +55,7 @@ def assemble(
     datamodule.setup()
     datamodule.check(ranks)
     if isinstance(backbone, Airbench) and not (filled or config.backbone.weights):
-        backbone.whiten(datamodule.clean_images(WHITENED))
+        backbone.whiten(datamodule.clean_images(max(1, WHITENED // datamodule.image_size**2)))
     check_size(backbone, min(datamodule.view_sizes))
     if config.protocol.disjoint:
         check_disjoint(datamodule)

@@ -43,7 +43,7 @@ def test_what_hardly_varies_is_not_blown_up() -> None:
 
 
 def test_the_network_layer_by_layer() -> None:
-    """Against the paper's section 3: convolution, pooling, norm, GELU; convolution, norm, GELU; a maximum at the end."""
+    """The paper's section 3: convolution, pooling, norm, GELU; convolution, norm, GELU; a maximum at the end."""
     network = Airbench((8, 16, 24))
     images = torch.randn(4, 3, 32, 32)
     x = gelu(conv2d(images, network.filters, network.bias))

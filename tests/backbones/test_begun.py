@@ -24,6 +24,7 @@ from tests.test_settings import plain
 SMALL = {
     "resnet18": ["backbone.width=4"],
     "resnet50": ["backbone.width=4"],
+    "airbench": ["backbone.widths=[4,4,4]"],
     "inception": [],
     "resnet18_imagenet": [],
     "timm": ["backbone.name=resnet10t"],
