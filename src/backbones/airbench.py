@@ -60,7 +60,7 @@ class Airbench(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` to pooled features `(B, F)`."""
         patches = functional.gelu(functional.conv2d(images, self.filters, self.bias))
-        return self.blocks(patches).amax((2, 3))  # type: ignore[no-any-return]
+        return self.blocks(patches).amax((2, 3))
 
     def whiten(self, images: Tensor) -> None:
         """Make the first layer whiten the patches of `images` `(N, 3, H, W)`: its outputs then have variance 1, nearly.
