@@ -74,7 +74,7 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
     finals = {"linear/svm", "linear/logistic", "similarity/AUC", "pooled/linear/svm", "pooled/similarity/overlap"}
     assert ["linear/svm" in row for row in found["history"]] == [True, *[False] * 6, True]
     assert finals <= found["last"].keys() & found["untrained"].keys() & found["intervals"].keys()
-    assert found["last"]["probe/top1"] > 30, "three times chance, by a probe that has seen a network change for 77 steps"
+    assert found["last"]["probe/top1"] > 30, "three times chance, after 77 steps of a network that changes"
     for name, (low, high) in found["intervals"].items():
         assert low <= found["last"][name] <= high
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
