@@ -21,12 +21,10 @@ METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("sweep")
-
-
-def test_every_method_runs_by_one_command(run: Run, sweep: Path) -> None:
-    done = run(
+def sweep(tmp_path_factory: pytest.TempPathFactory, cache: Path, command: Run) -> Path:
+    """A run of every method, by one command: an epoch of few digits."""
+    sweep = tmp_path_factory.mktemp("sweep")
+    done = command(
         "src.train",
         "-m",
         "method=glob(*)",
@@ -37,8 +35,14 @@ def test_every_method_runs_by_one_command(run: Run, sweep: Path) -> None:
         "logger=none",
         f"sweep_dir={sweep}/all",
         "hydra.launcher.jobs=2",
+        ISIF_CACHE=str(cache),
+        HOME=str(tmp_path_factory.mktemp("home")),
     )
     assert done.returncode == 0, done.stderr
+    return sweep
+
+
+def test_every_method_runs_by_one_command(run: Run, sweep: Path) -> None:
     results, left_out = find_results([sweep])
     assert not left_out
     assert sorted(result["choices"]["method"] for result in results) == METHODS
