@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from src.reporting.results import find_results
 from src.reporting.tables import table
@@ -21,23 +22,13 @@ METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory, cache: Path, command: Run) -> Path:
-    """A run of every method, by one command: an epoch of few digits."""
-    sweep = tmp_path_factory.mktemp("sweep")
-    done = command(
-        "src.train",
-        "-m",
-        "method=glob(*)",
-        "dataset=digits",
-        "dataset.limit=300",
-        "callbacks.pictures=null",
-        "trainer.max_epochs=1",
-        "logger=none",
-        f"sweep_dir={sweep}/all",
-        "hydra.launcher.jobs=2",
-        ISIF_CACHE=str(cache),
-        HOME=str(tmp_path_factory.mktemp("home")),
-    )
+def sweep(shared_folder: Path, cache: Path, command: Run) -> Path:
+    """A run of every method, made once by one command: an epoch of few digits."""
+    sweep = shared_folder / "sweep_of_methods"
+    few = ["dataset=digits", "dataset.limit=300", "callbacks.pictures=null", "trainer.max_epochs=1", "logger=none"]
+    settings = ["method=glob(*)", *few, f"sweep_dir={sweep}/all", "hydra.launcher.jobs=2"]
+    with FileLock(f"{sweep}.lock"):  # a second time finds every run finished
+        done = command("src.train", "-m", *settings, ISIF_CACHE=str(cache), HOME=str(shared_folder))
     assert done.returncode == 0, done.stderr
     return sweep
 
