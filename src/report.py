@@ -36,6 +36,8 @@ def main() -> None:
         raise ValueError("--watch: say with --out PAGE which page to keep")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a folder's name may be no Unicode
+    if options.watch:
+        signals.instead(lambda number: None)  # a signal ends the watch, not the process: the page is written once more
     found, results, left_out = _look(options.folder)
     while options.watch and not signals.asked() and any(map(_goes_on, found.values())):
         _write_page(options.out, options.folder, found, results, left_out, PAUSE)
@@ -89,8 +91,7 @@ def _goes_on(now: Standing) -> bool:
 
 
 def _wait() -> None:
-    """Until it is time for another look; a signal, which ends the watch, is heard at once."""
-    signals.instead(lambda number: None)
+    """Until it is time for another look, or a signal came."""
     end = time.monotonic() + PAUSE
     while time.monotonic() < end and not signals.asked():
         time.sleep(0.1)
