@@ -186,11 +186,12 @@ def _become(module: str, arguments: tuple[str, ...], environment: dict[str, str]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def forkserver() -> Any:
     """Forks processes from one that has imported torch and the like, which takes seconds, but nothing of ours."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torchvision", "pytorch_lightning", "torchmetrics", "matplotlib", "wandb"])
+    preload = ["torch", "torchvision", "pytorch_lightning", "torchmetrics", "matplotlib.figure", "wandb", "hydra"]
+    context.set_forkserver_preload([*preload, "sklearn.datasets", "sklearn.model_selection", "rich.progress"])
     return context
 
 

@@ -22,6 +22,7 @@ from tests.conftest import ROOT, Run
 QUICK = (
     "dataset.limit=300",
     "protocol.metrics.knn.k=20",
+    "input.size=16",
     "callbacks.pictures=null",
     "trainer.max_epochs=1",
     "logger=none",
@@ -100,7 +101,7 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
 def test_held_out_images_decide_what_is_best(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     noisy = ["dataset.validation=0.02", "dataset.batch_size=16", "trainer.max_epochs=4"]  # the test images like epoch 1
-    done = run("src.train", *QUICK[:3], *noisy, "logger=csv", f"run_dir={folder}")
+    done = run("src.train", *QUICK[:4], *noisy, "logger=csv", f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     assert "digits: 300 training, 29 held-out and 360 test images" in done.stdout
     assert "of validation/knn/top1 (embedding), chosen on held-out training images" in done.stdout
@@ -135,7 +136,7 @@ def test_averaged_weights_are_scored_again_the_same_and_embedded_with(run: Run, 
 
 
 def test_the_last_epoch_is_scored_whatever_the_interval(run: Run, tmp_path: Path) -> None:
-    arguments = [*QUICK[:3], "logger=none", "trainer.check_val_every_n_epoch=2", f"run_dir={tmp_path / 'run'}"]
+    arguments = [*QUICK[:4], "logger=none", "trainer.check_val_every_n_epoch=2", f"run_dir={tmp_path / 'run'}"]
     done = run("src.train", *arguments, "trainer.max_epochs=3")
     assert done.returncode == 0, done.stderr
     found = results(tmp_path / "run")
@@ -226,7 +227,7 @@ def test_an_interrupted_run_says_how_to_go_on(
 def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, tmp_path: Path, cache: Path) -> None:
     """A signal to the whole group of processes, as Slurm sends it: the ranks agree on the step, and rank 0 writes."""
     ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=8", "dataset.limit=240")
-    arguments = [*QUICK[1:3], *ranks, "input.size=16", "method.positives=nearest", "trainer.log_every_n_steps=1"]
+    arguments = [*QUICK[1:4], *ranks, "method.positives=nearest", "trainer.log_every_n_steps=1"]
     arguments += ["trainer.max_epochs=2", "logger=csv"]
     assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
 
@@ -261,7 +262,7 @@ def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, tmp_path: Path, ca
 
 def test_a_finished_run_that_was_moved_takes_more_epochs(run: Run, tmp_path: Path) -> None:
     """It ends as one that had them from the start; its first results stay."""
-    arguments = [*QUICK[:3], "logger=csv", "trainer.max_epochs=3"]
+    arguments = [*QUICK[:4], "logger=csv", "trainer.max_epochs=3"]
     assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
     assert run("src.train", *arguments, "trainer.max_epochs=1", f"run_dir={tmp_path / 'first'}").returncode == 0
     before = (tmp_path / "first" / "results.json").read_bytes()
@@ -337,7 +338,7 @@ def test_a_multirun_leaves_complete_runs_of_their_own(run: Run, tmp_path: Path) 
     done = run(
         "src.train",
         "-m",
-        *QUICK[:4],
+        *QUICK[:5],
         "augmentation=full,none",
         "method.negatives=all,hard",
         f"sweep_dir={tmp_path}/sweep",
@@ -385,7 +386,7 @@ def test_two_ranks(run: Run, tmp_path: Path) -> None:
         f"sweep_dir={tmp_path}/sweep",
     )
     assert done.returncode == 0, done.stderr
-    folder, other = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    folder, other = sorted((tmp_path / "sweep").glob("*/"), key=lambda path: results(path)["seed"])
     assert [results(each)["seed"] for each in (folder, other)] == [0, 1]
     one = run("src.train", "dataset.limit=301", "dataset.validation=0.0995", *QUICK[1:], f"run_dir={tmp_path / 'one'}")
     assert one.returncode == 0, one.stderr
@@ -408,7 +409,7 @@ def test_a_mistake_on_two_ranks_ends_in_one_message(run: Run, tmp_path: Path) ->
 @pytest.mark.parametrize(("logger", "file"), [("csv", "metrics.csv"), ("tensorboard", "tensorboard/events.*")])
 def test_other_loggers(run: Run, tmp_path: Path, logger: str, file: str) -> None:
     done = run(
-        "src.train", *QUICK[:4], f"logger={logger}", "trainer.log_every_n_steps=1", f"run_dir={tmp_path / 'run'}"
+        "src.train", *QUICK[:5], f"logger={logger}", "trainer.log_every_n_steps=1", f"run_dir={tmp_path / 'run'}"
     )
     assert done.returncode == 0, done.stderr
     written = next((tmp_path / "run").glob(file))
@@ -421,7 +422,7 @@ def test_other_loggers(run: Run, tmp_path: Path, logger: str, file: str) -> None
 
 def test_an_unreachable_wandb_server_is_no_obstacle(run: Run, tmp_path: Path) -> None:
     credentials = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    done = run("src.train", *QUICK[:4], f"run_dir={tmp_path / 'run'}", **credentials)
+    done = run("src.train", *QUICK[:5], f"run_dir={tmp_path / 'run'}", **credentials)
     assert done.returncode == 0, done.stderr
     assert "W&B is offline" in done.stdout
     assert "0" * 40 not in done.stdout + done.stderr

@@ -1,6 +1,7 @@
 """The second protocol as a user runs it: a folder of images, classes held out, the paper's network."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -182,11 +183,15 @@ def test_test_images_without_labels_cannot_be_scored(run: Run, tmp_path: Path, p
 
 
 def test_untrained_scores_on_real_cars(run: Run, tmp_path: Path) -> None:
-    """Pooled features of the published weights: R@1/2/4/8 = 43.3/56.0/68.9/79.5, made apart from this code."""
+    """Pooled features of the published weights on 16 of the test classes; the recalls were made apart from this code.
+
+    Those of all 4,092 test images are 43.2/56.1/69.0/79.6.
+    """
     import tarfile
 
     with tarfile.open(shared("data/cars196_half.tar")) as archive:
-        archive.extractall(tmp_path / "cars", filter="data")
+        few = [item for item in archive if re.match(r"(\./)?(train/00[12]|test/(099|10\d|11[0-4]))_.*/", item.name)]
+        archive.extractall(tmp_path / "cars", few, filter="data")
     done = run(
         "src.train",
         "dataset=folder",
@@ -202,6 +207,7 @@ def test_untrained_scores_on_real_cars(run: Run, tmp_path: Path) -> None:
         f"run_dir={tmp_path / 'run'}",
     )
     assert done.returncode == 0, done.stderr
+    assert "665 test images" in done.stdout
     scores = json.loads((tmp_path / "run" / "results.json").read_text())["untrained"]
-    for k, expected in ((1, 43.3), (2, 56.0), (4, 68.9), (8, 79.5)):
+    for k, expected in ((1, 64.51), (2, 77.29), (4, 89.17), (8, 95.34)):
         assert scores[f"retrieval/R@{k}"] == pytest.approx(expected, abs=0.3)

@@ -1,6 +1,5 @@
 """What every epoch measured, kept through resumes, and drawn."""
 
-import math
 import sys
 import time
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ Row = dict[str, float]
 class History(pl.Callback):
     """A row per epoch: its means and its scores; the row of epoch 0 is the untrained network's.
 
-    Draws `curves.png` in the run folder, at most every ten seconds and at the end, and prints a line after each epoch
+    Draws `curves.png` in the run folder, every ten seconds at most and at the end, and prints a line after each epoch
     where no terminal shows a progress bar.
 
     `legs` are the stretches that the run took, an interrupted one several: when each began (UTC), its seconds until its
@@ -37,7 +36,7 @@ class History(pl.Callback):
         began = datetime.now(UTC).isoformat(timespec="seconds")
         self.legs: list[dict[str, Any]] = [{"began": began, "seconds": 0.0, "epochs": 0}]
         self._scores: Row = {}
-        self._drawn = -math.inf
+        self._drawn = time.monotonic()  # a run of seconds draws once, at its end
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

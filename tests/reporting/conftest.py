@@ -2,36 +2,26 @@
 
 import copy
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from tests.conftest import ROOT
+from tests.conftest import Run
 
 
 @pytest.fixture(scope="session")
-def real(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two epochs."""
-    folder = tmp_path_factory.mktemp("real") / "run"
-    options = (
-        "dataset.limit=300",
-        "trainer.max_epochs=2",
-        "logger=none",
-        "augmentation=full",
-        "trainer.accelerator=cpu",
-    )
-    subprocess.run(
-        [sys.executable, "-m", "src.train", *options, f"run_dir={folder}"],
-        cwd=ROOT,
-        env=os.environ | {"ISIF_CACHE": str(cache)},
-        check=True,
-        capture_output=True,
-    )
+def real(shared_folder: Path, cache: Path, command: Run) -> Path:
+    """The folder of a run of two epochs, made once."""
+    folder = shared_folder / "real" / "run"
+    options = ("dataset.limit=300", "input.size=16", "trainer.max_epochs=2", "logger=none", "augmentation=full")
+    with FileLock(f"{folder.parent}.lock"):
+        if not (folder / "results.json").exists():
+            where = {"ISIF_CACHE": str(cache), "HOME": str(folder)}
+            done = command("src.train", *options, "trainer.accelerator=cpu", f"run_dir={folder}", **where)
+            assert done.returncode == 0, done.stderr
     return folder
 
 

@@ -39,7 +39,8 @@ def on_two_ranks(function: Callable[[int, Path], None], folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_start, (port, function, folder), nprocs=RANKS)
+    told = (port, function, folder)
+    torch.multiprocessing.start_processes(_start, told, nprocs=RANKS, start_method="forkserver")
 
 
 class Tiny(nn.Module):

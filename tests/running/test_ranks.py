@@ -14,19 +14,7 @@ import pytest
 from src.running.ranks import find_cluster, spawn
 from tests.chaos import TIMES
 from tests.conftest import ROOT, Run
-
-
-def _work(folder: Path, what: str) -> None:
-    rank = int(os.environ["LOCAL_RANK"])
-    (folder / str(rank)).write_text(str(os.getpid()))
-    while len(list(folder.iterdir())) < 2:
-        time.sleep(0.01)
-    if rank == 1 and what == "fail":
-        raise ValueError("no such thing")
-    if rank == 1 and what == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if what != "end":
-        time.sleep(120)
+from tests.running.working import work
 
 
 def ranks_of(folder: Path) -> list[Path]:
@@ -43,14 +31,14 @@ def ranks_of(folder: Path) -> list[Path]:
 def test_one_that_ends_takes_the_others_along(tmp_path: Path, what: str, kind: type[Exception], message: str) -> None:
     started = time.monotonic()
     with pytest.raises(kind, match=message):
-        spawn(_work, 2, tmp_path, what)
+        spawn(work, 2, tmp_path, what)
     assert time.monotonic() - started < 60
     assert len(ranks_of(tmp_path)) == 2
     assert not any(process.exists() for process in ranks_of(tmp_path))
 
 
 def test_all_end(tmp_path: Path) -> None:
-    spawn(_work, 2, tmp_path, "end")
+    spawn(work, 2, tmp_path, "end")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
 
@@ -59,8 +47,8 @@ def test_all_end(tmp_path: Path) -> None:
 def test_they_do_not_outlive_their_parent(tmp_path: Path, number: signal.Signals) -> None:
     script = (
         "from pathlib import Path\nfrom src.running import cli\nfrom src.running.ranks import spawn\n"
-        "from tests.running.test_ranks import _work\n"
-        f"if __name__ == '__main__': cli.run(lambda: spawn(_work, 2, Path({str(tmp_path / 'ranks')!r}), 'stay'))\n"
+        "from tests.running.working import work\n"
+        f"if __name__ == '__main__': cli.run(lambda: spawn(work, 2, Path({str(tmp_path / 'ranks')!r}), 'stay'))\n"
     )
     (tmp_path / "ranks").mkdir()
     (tmp_path / "script.py").write_text(script)
@@ -81,7 +69,7 @@ def test_they_do_not_outlive_their_parent(tmp_path: Path, number: signal.Signals
 def test_two_nodes_give_the_numbers_of_one(run: Run, tmp_path: Path, cache: Path) -> None:
     """Processes that torchrun started, one a node, and that srun did, as its variables say; of one thread each."""
     options = ["dataset.limit=200", "dataset.batch_size=16", "trainer.max_epochs=1", "protocol.metrics.knn.k=20"]
-    options += ["trainer=ddp", "trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null"]
+    options += ["input.size=16", "trainer=ddp", "trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null"]
     one = run("src.train", *options, "trainer.devices=2", f"run_dir={tmp_path / 'one'}", OMP_NUM_THREADS="1")
     assert one.returncode == 0, one.stderr
     several = [*options, "trainer.devices=1", "trainer.num_nodes=2"]

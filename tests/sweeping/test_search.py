@@ -173,6 +173,7 @@ SEARCH = (
     "hydra/sweeper=optuna",
     "dataset.limit=200",
     "protocol.metrics.knn.k=20",
+    "input.size=16",
     "callbacks.pictures=null",
     "trainer.max_epochs=1",
 )
