@@ -11,7 +11,7 @@ train: $(READY) ## learn an embedding of the bundled digits: no download, under 
 	$(BIN)/python -m src.train
 
 test: $(READY) ## run the tests, a process for each core up to four
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist load --maxschedchunk 1
 
 check: $(READY) ## lint, formatting, types, and who may import whom
 	$(BIN)/ruff check .

@@ -21,7 +21,9 @@ def test_notebook(path: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.M
     matplotlib.use("Agg")
     plt.close("all")
     # One epoch is enough to see that every cell runs.
-    short = path.read_text().replace('max_epochs=8\\"', 'max_epochs=1\\", \\"callbacks.pictures=null\\"')
+    short = path.read_text().replace(
+        'max_epochs=8\\"', 'max_epochs=1\\", \\"input.size=16\\", \\"callbacks.pictures=null\\"'
+    )
     notebook = json.loads(short)
     names: dict[str, Any] = {}
     for cell in notebook["cells"]:

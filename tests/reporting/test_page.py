@@ -151,7 +151,7 @@ def test_pictures_have_a_limit(result: dict[str, Any], tmp_path: Path, monkeypat
 def test_the_command_is_what_was_typed(real: Path, result: dict[str, Any]) -> None:
     typed = page.command(result, [], {real: ["seed=9"]})
     assert typed == (
-        "python -m src.train dataset.limit=300 trainer.max_epochs=2 logger=none augmentation=full "
+        "python -m src.train dataset.limit=300 input.size=16 trainer.max_epochs=2 logger=none augmentation=full "
         "trainer.accelerator=cpu"
     )
 

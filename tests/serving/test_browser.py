@@ -149,8 +149,8 @@ def test_an_image_is_dropped_or_pasted(index: Index, opened: Callable[..., Any],
 
 def test_by_keyboard_alone(index: Index, opened: Callable[..., Any]) -> None:
     tab = opened("#5")
-    choosers: list[Any] = []
-    tab.on("filechooser", lambda chooser: choosers.append(chooser))  # from the start: Playwright does not wait until the browser knows of it
+    choosers: list[Any] = []  # listened for from the start: Playwright does not wait until the browser knows of it
+    tab.on("filechooser", lambda chooser: choosers.append(chooser))
     wait_for(lambda: title(tab), "Most similar to 0005.png")
     assert tab.evaluate("document.activeElement.id") == "title"
     for _ in range(2):
