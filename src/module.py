@@ -87,6 +87,13 @@ class EmbeddingModule(pl.LightningModule):
         features = self.backbone(images)
         return features, self.head(features)
 
+    def whiten(self, features: Tensor) -> None:
+        """Begin with a head that whitens the pooled `features` `(N, F)` of the training images."""
+        self.head.whiten(features)
+        for follower in (self.average, self.teacher):
+            if follower:
+                follower.head.load_state_dict(self.head.state_dict())
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """The `loss`, and detached its `terms`, the `features` `(VB, F)` and the `embeddings` `(VB, D)`.
 

@@ -50,7 +50,7 @@ TRAIN: Group = {
         "milestones": Sequence[Count],
         "factors": Sequence[Positive],
     },
-    "head": {"hidden": Sequence[Dimension], "orthogonal": bool},
+    "head": {"hidden": Sequence[Dimension], "orthogonal": bool, "whitened": bool},
     "decay": Literal["all", "weights"],
     "ema": Momentum | None,
     "microbatch": Count | None,

@@ -264,7 +264,7 @@ def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, tmp_path: Path, ca
 
 def test_a_finished_run_that_was_moved_takes_more_epochs(run: Run, tmp_path: Path) -> None:
     """It ends as one that had them from the start; its first results stay."""
-    arguments = [*QUICK[:4], "logger=csv", "trainer.max_epochs=3"]
+    arguments = [*QUICK[:4], "head.whitened=true", "logger=csv", "trainer.max_epochs=3"]
     assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
     assert run("src.train", *arguments, "trainer.max_epochs=1", f"run_dir={tmp_path / 'first'}").returncode == 0
     before = (tmp_path / "first" / "results.json").read_bytes()

@@ -1,4 +1,4 @@
-"""Between epochs: the method looks at all the training images and says what the next epoch is made of."""
+"""Before training and between epochs: what is made of all the training images, as the network sees them then."""
 
 import time
 from collections.abc import Iterator
@@ -21,13 +21,22 @@ class Refresh(pl.Callback):
     Logs the time it takes as `train/refresh_s`, apart from training. What it draws depends on seed and epoch alone, so
     a resumed run goes on as the whole run would have. A checkpoint within an epoch has them both, since what follows
     from the network as it was at the epoch's start could not be found again.
+
+    Args:
+        seed: of what it draws.
+        whitens: whether the head is to be whitened by the features of the untrained network, before it is scored.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, whitens: bool = False) -> None:
+        self.seed, self.whitens = seed, whitens
         self.companions: Tensor | None = None  # of the epoch that is being trained
         self.order: Tensor | None = None
         self.seconds = 0.0  # that its passes took, with all that the method made of them
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.whitens and trainer.state.fn == "validate" and not trainer.global_step:
+            features, _ = extract(trainer, pl_module, "pooled")
+            pl_module.whiten(features)  # type: ignore[operator]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.fit_loop.restarted_mid_epoch:

@@ -7,6 +7,7 @@ import shlex
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ ASIDE = ("run_dir", "sweep_dir", "cache_dir", "logger", "trainer.enable_progress
 FREE = (*ASIDE, "trainer.max_epochs", "dataset.cache_dir", "backbone.cache_dir", "callbacks.pictures")
 # What settings that came later were before, by group; of backbones by what is made.
 LATER: dict[str, dict[str, Any]] = {
-    "": {"head": {"hidden": [], "orthogonal": False}, "decay": "all", "ema": None, "microbatch": None},
+    "": {"head": {}, "decay": "all", "ema": None, "microbatch": None},
+    "head": {"hidden": [], "orthogonal": False, "whitened": False},
     "dataset": {"view_milestones": [], "view_sizes": []},
     "protocol": {"final": {}},
 }
@@ -183,7 +185,7 @@ def _bring_up_to_date(plain: dict[str, Any]) -> None:
     for group, more in {**LATER, "backbone": of_backbone}.items():
         node: Any = plain.get(group) if group else plain
         if isinstance(node, dict):
-            node |= {**more, **node}
+            node |= {**deepcopy(more), **node}
     schedule, recipe = plain.get("schedule"), plain.get("recipe")
     if isinstance(schedule, dict) and isinstance(recipe, dict) and schedule.keys() == {"milestones", "factors"}:
         recipe |= {"lr": 1.0, **schedule}

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -65,11 +66,11 @@ class Views(pl.Callback):
         self.seen.append(batch["views"].clone())
 
 
-def make_module(method: Method) -> EmbeddingModule:
+def make_module(method: Method, ema: float | None = None) -> EmbeddingModule:
     network = resnet18(8)
     make_optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     head = Head(network.num_features, 8)
-    return EmbeddingModule(network, head, method, make_optimizer, MultiStep([], [], 0, "epochs"), seed=0)
+    return EmbeddingModule(network, head, method, make_optimizer, MultiStep([], [], 0, "epochs"), seed=0, ema=ema)
 
 
 def train(
@@ -162,6 +163,36 @@ def test_a_resumed_run_draws_what_the_whole_run_drew(tmp_path: Path) -> None:
     for (_, embeddings, index), (_, again, index_again) in zip(whole.steps[5:], rest.steps, strict=True):
         assert torch.equal(index, index_again)
         assert torch.equal(embeddings, again)
+
+
+class Taught(Pairs):
+    teacher_decay = 0.9
+
+
+def test_the_head_is_whitened_before_the_first_look_and_no_more(tmp_path: Path) -> None:
+    small_store(tmp_path / "store")
+    module = make_module(Taught(), ema=0.5)
+    datamodule = StoreDataModule(**datamodule_options(tmp_path))
+    quiet: Any = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(callbacks=[Refresh(0, whitens=True)], **quiet)
+    trainer.validate(module, datamodule, verbose=False)
+    assert datamodule.store is not None
+    images = datamodule.store.splits["train"].images.permute(0, 3, 1, 2).float()
+    for network in (module, module.average, module.teacher):
+        assert network is not None
+        with torch.no_grad():
+            white = network.head.project(network.backbone.eval()(images)).double()
+        torch.testing.assert_close(white.mean(0), torch.zeros(8).double(), rtol=0, atol=1e-4)
+        torch.testing.assert_close(white.T.cov(), torch.eye(8).double(), rtol=0, atol=0.1)
+    state = {name: tensor.clone() for name, tensor in module.head.state_dict().items()}
+    module.head.linear.weight.data.zero_()
+    for fn, step in (("validate", 1), ("fit", 0)):
+        later: Any = SimpleNamespace(state=SimpleNamespace(fn=fn), global_step=step)
+        Refresh(0, whitens=True).on_validation_start(later, module)
+    assert not module.head.linear.weight.any(), "what was trained stays"
+    other = make_module(Pairs())
+    pl.Trainer(callbacks=[Refresh(0)], **quiet).validate(other, datamodule, verbose=False)
+    assert not torch.allclose(other.head.linear.weight, state["linear.weight"])
 
 
 class Raw(Method):
