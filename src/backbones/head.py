@@ -58,9 +58,9 @@ class Head(nn.Module):
         """
         features = features.cpu().double()
         variances, directions = torch.linalg.eigh(features.T.cov())
-        whitening = (directions / (variances + EPSILON * variances.mean()).sqrt()).T.flip(0)
-        self.linear.weight.copy_(whitening[: self.linear.out_features])
-        self.linear.bias.copy_(-whitening[: self.linear.out_features] @ features.mean(0))
+        whitening = (directions / (variances + EPSILON * variances.mean()).sqrt()).T.flip(0)[: len(self.linear.weight)]
+        self.linear.weight.copy_(whitening.float())
+        self.linear.bias.copy_(-(whitening @ features.mean(0)).float())
 
     def forward(self, features: Tensor) -> Tensor:
         """Features `(B, F)` to unit-norm embeddings `(B, D)`."""
