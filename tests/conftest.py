@@ -36,7 +36,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs whole commands comes first: the last tests are short, and no process waits long for another."""
+    """What runs whole commands comes first: the last tests are then short, and no process waits long for another."""
     items.sort(key=lambda item: item.path.parent != ROOT / "tests")
 
 

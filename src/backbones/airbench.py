@@ -16,6 +16,7 @@ from torch.nn import functional
 from src.backbones.weights import load_state
 from src.backbones.winograd import WinogradConv2d
 from src.hints import Text, Width
+from src.vectors.principal import principal
 
 Widths = Annotated[Sequence[Width], Len(3, 3), "three numbers of channels"]
 PATCH = 2  # pixels a side
@@ -74,8 +75,8 @@ class Airbench(nn.Module):
             patches = functional.unfold(some, PATCH).transpose(0, 1).flatten(1).double()
             total += patches @ patches.T
             count += patches.shape[1]
-        variances, directions = torch.linalg.eigh(total / count)
-        whitening = (directions / (variances + EPSILON).sqrt()).T.view(-1, 3, PATCH, PATCH).flip(0)
+        variances, directions = principal(total / count)
+        whitening = (directions / (variances + EPSILON).sqrt().unsqueeze(1)).view(-1, 3, PATCH, PATCH)
         self.filters.copy_(torch.cat([whitening, -whitening]))
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from src.vectors.principal import principal
+
 EPSILON = 1e-3  # of the mean variance, added to each before a direction is divided by its root
 
 
@@ -57,8 +59,9 @@ class Head(nn.Module):
         direction in which they hardly vary is not blown up.
         """
         features = features.cpu().double()
-        variances, directions = torch.linalg.eigh(features.T.cov())
-        whitening = (directions / (variances + EPSILON * variances.mean()).sqrt()).T.flip(0)[: len(self.linear.weight)]
+        variances, directions = principal(features.T.cov())
+        whitening = directions / (variances + EPSILON * variances.mean()).sqrt().unsqueeze(1)
+        whitening = whitening[: self.linear.out_features]
         self.linear.weight.copy_(whitening.float())
         self.linear.bias.copy_(-(whitening @ features.mean(0)).float())
 

@@ -23,7 +23,7 @@ Row = dict[str, float]
 class History(pl.Callback):
     """A row per epoch: its means and its scores; the row of epoch 0 is the untrained network's.
 
-    Draws `curves.png` in the run folder, every ten seconds at most and at the end, and prints a line after each epoch
+    Draws `curves.png` in the run folder, at most every ten seconds and at the end, and prints a line after each epoch
     where no terminal shows a progress bar.
 
     `legs` are the stretches that the run took, an interrupted one several: when each began (UTC), its seconds until its

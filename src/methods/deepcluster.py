@@ -9,6 +9,7 @@ from torch.nn import functional
 from src.hints import Count, NonNegative, Positive
 from src.methods.base import Extract, Method, TrainingSet
 from src.vectors.kmeans import kmeans
+from src.vectors.principal import principal
 
 
 def whiten(features: Tensor, dim: int) -> Tensor:
@@ -17,10 +18,9 @@ def whiten(features: Tensor, dim: int) -> Tensor:
     Directions without variance stay at 0.
     """
     centred = (features - features.mean(0)).double()
-    variances, directions = torch.linalg.eigh(centred.T @ centred / len(features))
-    variances, directions = variances.flip(0)[:dim], directions.flip(1)[:, :dim]
+    variances, directions = (found[:dim] for found in principal(centred.T @ centred / len(features)))
     scale = torch.where(variances > 1e-8 * variances[0], variances.clamp(min=1e-30).rsqrt(), 0)
-    return functional.normalize(centred @ (directions * scale), dim=1).to(features.dtype)
+    return functional.normalize(centred @ (directions.T * scale), dim=1).to(features.dtype)
 
 
 def uniform_over_clusters(clusters: Tensor, generator: Generator) -> Tensor:

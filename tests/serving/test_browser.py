@@ -167,6 +167,7 @@ def test_by_keyboard_alone(index: Index, opened: Callable[..., Any]) -> None:
         assert tab.evaluate("document.activeElement.id") == wanted
     assert tab.locator(".button").evaluate("label => getComputedStyle(label).outlineStyle") == "solid"
     tab.keyboard.press("Space")
+    # Only while Playwright is asked something are events heard.
     wait_for(lambda: tab.evaluate("1") and len(choosers), 1)
     choosers[0].set_files(index.path(9))
     wait_for(lambda: title(tab), "Most similar to 0009.png")
