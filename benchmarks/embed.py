@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -67,7 +66,7 @@ def script(embedder: Embedder, paths: list[Path], fast: bool) -> Callable[[], to
         found = []
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, fast):
             for images in DataLoader(Files(paths), BATCH, num_workers=2):
-                found.append(normalize(head.linear(network(images.to(memory_format=layout)).float()), dim=1))
+                found.append(head(network(images.to(memory_format=layout))))
         backbone.to(memory_format=torch.channels_last)
         return torch.cat(found).float()
 

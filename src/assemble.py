@@ -15,6 +15,7 @@ from torch import nn
 
 from src.backbones.airbench import Airbench
 from src.backbones.head import Head
+from src.backbones.whitening import Whitening
 from src.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
 from src.callbacks.evaluation import Evaluation
 from src.callbacks.history import History
@@ -81,10 +82,8 @@ def assemble(
         config.decay,
         config.ema,
         config.microbatch,
+        Whitening(int(backbone.num_features), config.whitening) if config.whitening else None,  # type: ignore[arg-type]
     )
-    if config.head.whitened and len(datamodule.train_labels) <= config.embedding_dim:
-        few = f"{len(datamodule.train_labels)} training images have no embedding_dim={config.embedding_dim} directions"
-        raise ValueError(f"head.whitened=true: {few}")
     labels = datamodule.train_labels if module.method.supervised else None
     pretrained = bool(config.backbone.get("pretrained", config.backbone.get("weights")))
     # After the network, whose initial weights are then the same for every method.
@@ -198,7 +197,7 @@ def make_trainer(
     trainer: pl.Trainer = instantiate(
         config.trainer,
         logger=logger or False,
-        callbacks=[Refresh(config.seed, config.head.whitened), Steps(), evaluation, history, *chosen, standing, kept],
+        callbacks=[Refresh(config.seed), Steps(), evaluation, history, *chosen, standing, kept],
         plugins=[WholeCheckpointIO(), cluster or LightningEnvironment()],
         default_root_dir=str(folder),
         num_sanity_val_steps=0,  # the untrained network is scored in full

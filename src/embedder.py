@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from src.augmentations.functional import clean
 from src.backbones.head import Head
+from src.backbones.whitening import Whitening
 from src.datamodules.images import read_rgb, to_rgb, to_square
 from src.running import checkpoints, runs
 from src.running.hardware import select_accelerator, select_precision
@@ -30,7 +31,7 @@ class Encoder(nn.Module):
 
     Args:
         backbone: images to pooled features `(B, F)`.
-        head: pooled features to embeddings; None leaves them as they are.
+        head: pooled features to embeddings, learned or fitted; None leaves them as they are.
         size: side S that the backbone takes, in pixels; of larger images the middle is seen.
         mean, std: of each channel, in grey levels 0 to 255.
     """
@@ -38,7 +39,9 @@ class Encoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, head: Head | None, size: int, mean: Sequence[float], std: Sequence[float]):
+    def __init__(
+        self, backbone: nn.Module, head: Head | Whitening | None, size: int, mean: Sequence[float], std: Sequence[float]
+    ):
         super().__init__()
         self.backbone, self.head, self.size = backbone, head, size
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
@@ -153,7 +156,7 @@ def load(
     Args:
         run: a run's folder, one of its checkpoints, or the folder of an exported one (`src.export`).
         checkpoint: of a folder, which.
-        space: `embedding`, what the loss saw, or `pooled`, the features before the head.
+        space: `embedding`, what the loss saw or the whitening made, or `pooled`, the features before the head.
         accelerator: where to compute.
         precision: float32 or bfloat16 where layers allow it; `auto` takes what is fast here, None what the run had.
 
@@ -166,7 +169,12 @@ def load(
     state, described = checkpoints.read_weights(folder, which)
     runs.forget_initial_weights(config)
     backbone = instantiate(config.backbone)
-    head = Head(int(backbone.num_features), config.embedding_dim, **config.head)
+    num_features = int(backbone.num_features)
+    head: Head | Whitening = (
+        Whitening(num_features, config.whitening)
+        if config.whitening
+        else Head(num_features, config.embedding_dim, **config.head)
+    )
     try:
         for part, network in (("backbone", backbone), ("head", head)):
             network.load_state_dict(checkpoints.part_of(state, part))
@@ -176,7 +184,7 @@ def load(
     chosen = select_accelerator(accelerator)
     seen = config.input
     encoder = Encoder(backbone, head if space == "embedding" else None, seen.size, [*seen.mean], [*seen.std])
-    dim = config.embedding_dim if space == "embedding" else int(backbone.num_features)
+    dim = head.dim if space == "embedding" else num_features
     precision_here = select_precision(precision or config.trainer.precision, chosen)
     return Embedder(encoder, dim, config, folder, described, space, chosen, precision_here)
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from src.backbones.average import Average
 from src.backbones.head import Head
+from src.backbones.whitening import Whitening
 from src.methods.base import Method
 from src.running.distributed import broadcast_buffers
 from src.schedules import Schedule
@@ -55,6 +56,7 @@ class EmbeddingModule(pl.LightningModule):
         decay: whether weight decay shrinks all parameters, or only weights: not those of norms, nor biases.
         ema: at each step, what an average of the weights keeps of itself; that is evaluated then. None: no average.
         microbatch: views the network sees at once in training; the step is the same (`in_parts`). None: all of them.
+        whitening: is evaluated in the head's place. None: the head is.
 
     Attributes:
         average: what is evaluated in the network's place, where there is one.
@@ -72,11 +74,12 @@ class EmbeddingModule(pl.LightningModule):
         decay: Literal["all", "weights"] = "all",
         ema: float | None = None,
         microbatch: int | None = None,
+        whitening: Whitening | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.method = backbone, head, method
         self.make_optimizer, self.schedule, self.decay = optimizer, schedule, decay
-        self.seed, self.microbatch = seed, microbatch
+        self.seed, self.microbatch, self.whitening = seed, microbatch, whitening
         self.average = None if ema is None else Average(backbone, head, ema)
         taught = method.teacher_decay
         self.teacher = None if taught is None else Average(backbone, head, taught, method.teacher_evaluates)
@@ -86,13 +89,6 @@ class EmbeddingModule(pl.LightningModule):
         """Images `(B, 3, H, W)` to pooled features `(B, F)` and unit-norm embeddings `(B, D)`, of the live network."""
         features = self.backbone(images)
         return features, self.head(features)
-
-    def whiten(self, features: Tensor) -> None:
-        """Begin with a head that whitens the pooled `features` `(N, F)` of the training images."""
-        self.head.whiten(features)
-        for follower in (self.average, self.teacher):
-            if follower:
-                follower.head.load_state_dict(self.head.state_dict())
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """The `loss`, and detached its `terms`, the `features` `(VB, F)` and the `embeddings` `(VB, D)`.
@@ -131,6 +127,7 @@ class EmbeddingModule(pl.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """What the evaluation gathers of clean images: `index`, `label`, and of unit norm `embedding` and `pooled`."""
         features, embeddings = (self.average or self)(batch["image"])
+        embeddings = self.whitening(features) if self.whitening else embeddings
         pooled = functional.normalize(features.float(), dim=1)
         return {"index": batch["index"], "label": batch["label"], "embedding": embeddings, "pooled": pooled}
 

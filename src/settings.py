@@ -50,10 +50,11 @@ TRAIN: Group = {
         "milestones": Sequence[Count],
         "factors": Sequence[Positive],
     },
-    "head": {"hidden": Sequence[Dimension], "orthogonal": bool, "whitened": bool},
+    "head": {"hidden": Sequence[Dimension], "orthogonal": bool},
     "decay": Literal["all", "weights"],
     "ema": Momentum | None,
     "microbatch": Count | None,
+    "whitening": Dimension | None,
     "protocol": {
         "gallery": bool,
         "disjoint": bool,

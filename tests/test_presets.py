@@ -160,7 +160,7 @@ def test_a_preset_says_what_its_source_says(preset: str) -> None:
     config, source = load(f"experiment={preset}"), SOURCES[preset]
     assert config.trainer.max_epochs == source.epochs
     assert config.dataset.batch_size == source.batch
-    assert config.embedding_dim == 128
+    assert (config.embedding_dim, config.whitening) == (128, None)
     assert config.dataset.limit is None
     assert tuple(config.dataset.mean) == pytest.approx(source.mean)
     assert tuple(config.dataset.std) == pytest.approx(source.std)
@@ -241,7 +241,7 @@ def test_stml_is_as_in_its_program(preset: str) -> None:
         True,
         [],
     )
-    assert (config.dataset.batch_size, config.trainer.max_epochs) == (120, 90)
+    assert (config.dataset.batch_size, config.trainer.max_epochs, config.whitening) == (120, 90, None)
     assert (config.decay, config.ema, config.microbatch) == ("all", None, None)
     assert (list(config.input.mean), list(config.input.std)) == ([128, 117, 104], [1, 1, 1])
     assert (list(config.dataset.mean), list(config.dataset.std)) == ([128, 117, 104], [1, 1, 1])
@@ -282,6 +282,14 @@ def test_a_preset_goes_with_any_method(method: str) -> None:
         assert isinstance(written, DictConfig)
         assert set(composed) == set(written)
         instantiate(composed)
+
+
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if not preset.startswith(("cifar10", "stl10"))])
+def test_a_preset_of_unseen_classes_is_the_same_for_a_folder(preset: str) -> None:
+    own, folder = load(f"experiment={preset}"), load(f"experiment={preset}", "dataset=folder", "dataset.root=x")
+    assert load("dataset=folder", "dataset.root=x").whitening
+    for group in ("whitening", "augmentation", "backbone", "head", "embedding_dim", "method", "optimizer", "schedule"):
+        assert folder[group] == own[group], group
 
 
 def test_the_command_line_has_the_last_word() -> None:

@@ -121,18 +121,29 @@ def test_held_out_images_decide_what_is_best(run: Run, tmp_path: Path) -> None:
         assert re.search(rf"^{name} +{score}  .* to .*  results.json: {score}$", again.stdout, re.MULTILINE), name
 
 
-def test_averaged_weights_are_scored_again_the_same_and_embedded_with(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whitening", [None, 20])
+def test_what_is_scored_in_the_networks_place_is_scored_again_and_embedded_with(
+    run: Run, tmp_path: Path, whitening: int | None
+) -> None:
+    """The average of the weights, and in the head's place a whitening."""
     folder = tmp_path / "run"
-    done = run("src.train", *QUICK, "ema=0.9", "head=mlp", "head.hidden=[32]", f"run_dir={folder}")
+    chosen = ("ema=0.9", "head=mlp", "head.hidden=[32]", f"whitening={whitening or 'null'}")
+    done = run("src.train", *QUICK, *chosen, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     again = run("src.evaluate", f"run={folder}")
     score = f"{results(folder)['last']['knn/top1']:.4f}"
     assert re.search(rf"^knn/top1 +{score}  .* results.json: {score}$", again.stdout, re.MULTILINE), again.stdout
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    encoder = load(folder, accelerator="cpu").encoder.state_dict()
-    assert encoder.keys() == {name.removeprefix("average.") for name in state if name.startswith("average.")}
-    assert all(torch.equal(value, state[f"average.{name}"]) for name, value in encoder.items())
-    assert not torch.equal(encoder["head.linear.weight"], state["head.linear.weight"])
+    embedder = load(folder, accelerator="cpu")
+    assert embedder.dim == (whitening or 128)
+    encoder = embedder.encoder.state_dict()
+    scored = {name.removeprefix("average."): value for name, value in state.items() if name.startswith("average.")}
+    assert not torch.equal(scored["head.linear.weight"], state["head.linear.weight"])
+    if whitening:
+        scored = {name: value for name, value in scored.items() if not name.startswith("head.")}
+        scored |= {f"head.{name}": state[f"whitening.{name}"] for name in ("weight", "bias")}
+    assert encoder.keys() == scored.keys()
+    assert all(torch.equal(value, scored[name]) for name, value in encoder.items())
 
 
 def test_the_last_epoch_is_scored_whatever_the_interval(run: Run, tmp_path: Path) -> None:
@@ -262,7 +273,7 @@ def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, tmp_path: Path, ca
 
 def test_a_finished_run_that_was_moved_takes_more_epochs(run: Run, tmp_path: Path) -> None:
     """It ends as one that had them from the start; its first results stay."""
-    arguments = [*QUICK[:4], "head.whitened=true", "logger=csv", "trainer.max_epochs=3"]
+    arguments = [*QUICK[:4], "whitening=20", "logger=csv", "trainer.max_epochs=3"]
     assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
     assert run("src.train", *arguments, "trainer.max_epochs=1", f"run_dir={tmp_path / 'first'}").returncode == 0
     before = (tmp_path / "first" / "results.json").read_bytes()

@@ -60,7 +60,7 @@ def recalls(checkpoint: Path, cache: Path, ks: tuple[int, ...], held_out: bool =
     crops = torch.from_numpy(images)[:, 14:241, 14:241].permute(0, 3, 1, 2) - MEAN
     with torch.inference_mode():
         features = torch.cat([network(crop) for crop in crops.split(1)])
-        z = torch.nn.functional.normalize(features @ state["head.linear.weight"].T + state["head.linear.bias"], dim=1)
+        z = torch.nn.functional.normalize(features @ state["whitening.weight"].T + state["whitening.bias"], dim=1)
     of, hits = labels.tolist(), []
     for i in range(len(z)):
         others = sorted((j for j in range(len(z)) if j != i), key=lambda j: -float(z[i] @ z[j]))

@@ -26,7 +26,8 @@ class Probe(pl.Callback):
 
     Features of unit norm are standardised by batch norm without weights, as in He et al., CVPR 2022 (appendix A.1):
     what sets images apart is small beside what they have in common. It starts at zero and draws nothing; a checkpoint
-    has all of it. Several ranks learn from the features of all.
+    has all of it. Several ranks learn from the features of all. A whitened embedding has none: its axes are others
+    at each evaluation.
 
     Args:
         lr: of gradient descent with momentum, whose inputs have a mean square norm of 1.
@@ -55,6 +56,8 @@ class Probe(pl.Callback):
         labels = gather_rows(batch["label"].repeat(views))
         targets = (labels.unsqueeze(1) == torch.arange(self.classes, device=labels.device)).float()
         for space, made in zip(SPACES, (outputs["embeddings"], outputs["features"]), strict=True):
+            if space == "embedding" and pl_module.whitening:
+                continue
             features = gather_rows(made)
             if space not in self.learned:
                 self.learned[space] = _begin(features, self.classes)

@@ -1,4 +1,4 @@
-"""Before training and between epochs: what is made of all the training images, as the network sees them then."""
+"""Between epochs and before scores: what is made of all the training images, as the network sees them then."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from src.callbacks.progress import Progress
@@ -16,7 +16,7 @@ from src.running.distributed import broadcast_buffers, gather_unique
 
 
 class Refresh(pl.Callback):
-    """Calls the method's `on_epoch_start` and `order`, and hands what they say to the datamodule.
+    """Calls the method's `on_epoch_start` and `order`, and hands what they say to the datamodule; fits the whitening.
 
     Logs the time it takes as `train/refresh_s`, apart from training. What it draws depends on seed and epoch alone, so
     a resumed run goes on as the whole run would have. A checkpoint within an epoch has them both, since what follows
@@ -24,19 +24,19 @@ class Refresh(pl.Callback):
 
     Args:
         seed: of what it draws.
-        whitens: whether the head is to be whitened by the features of the untrained network, before it is scored.
     """
 
-    def __init__(self, seed: int, whitens: bool = False) -> None:
-        self.seed, self.whitens = seed, whitens
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.companions: Tensor | None = None  # of the epoch that is being trained
         self.order: Tensor | None = None
         self.seconds = 0.0  # that its passes took, with all that the method made of them
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.whitens and trainer.state.fn == "validate" and not trainer.global_step:
-            features, _ = extract(trainer, pl_module, "pooled")
-            pl_module.whiten(features)  # type: ignore[operator]
+        module: Any = pl_module
+        if module.whitening:
+            features, _ = extract(trainer, module, "pooled", module.average)
+            module.whitening.fit(features)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.fit_loop.restarted_mid_epoch:
@@ -83,8 +83,10 @@ class Refresh(pl.Callback):
 
 
 @torch.no_grad()
-def extract(trainer: pl.Trainer, module: pl.LightningModule, kind: str) -> tuple[Tensor, Tensor]:
-    """One pass over the clean training images, shared among ranks, in eval mode.
+def extract(
+    trainer: pl.Trainer, module: pl.LightningModule, kind: str, average: nn.Module | None = None
+) -> tuple[Tensor, Tensor]:
+    """One pass over the clean training images, shared among ranks, in eval mode: of the module, or of its `average`.
 
     Returns:
         Features `(N, F)`, `unit`, `pooled` or `raw` (see `src.methods.base.Extract`), and unit-norm embeddings
@@ -104,7 +106,7 @@ def extract(trainer: pl.Trainer, module: pl.LightningModule, kind: str) -> tuple
             trainer.precision_plugin.forward_context(),
             _before_last_relu(module.backbone if kind == "raw" else None) as before,
         ):
-            features, embeddings = module(batch["image"])
+            features, embeddings = (average or module)(batch["image"])
         features = (before or [features])[-1].float()
         features = functional.normalize(features, dim=1) if kind == "unit" else features
         found.append((batch["index"], features, embeddings.float()))

@@ -102,9 +102,9 @@ def read_weights(folder: Path, name: str) -> tuple[dict[str, Any], tuple[str, st
 
 
 def part_of(weights: dict[str, Any], part: str) -> dict[str, Any]:
-    """Those of `backbone` or `head`, by their names in it: where weights are averaged, the average's."""
-    averaged = f"average.{part}."
-    prefix = averaged if any(name.startswith(averaged) for name in weights) else f"{part}."
+    """Those of `backbone` or `head` by their names in it: of the average, or the whitening, where that is scored."""
+    places = [*(["whitening."] if part == "head" else []), f"average.{part}.", f"{part}."]
+    prefix = next((place for place in places if any(name.startswith(place) for name in weights)), places[-1])
     return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
 
 

@@ -25,8 +25,8 @@ ASIDE = ("run_dir", "sweep_dir", "cache_dir", "logger", "trainer.enable_progress
 FREE = (*ASIDE, "trainer.max_epochs", "dataset.cache_dir", "backbone.cache_dir", "callbacks.pictures")
 # What settings that came later were before, by group; of backbones by what is made.
 LATER: dict[str, dict[str, Any]] = {
-    "": {"head": {}, "decay": "all", "ema": None, "microbatch": None},
-    "head": {"hidden": [], "orthogonal": False, "whitened": False},
+    "": {"head": {}, "decay": "all", "ema": None, "microbatch": None, "whitening": None},
+    "head": {"hidden": [], "orthogonal": False},
     "dataset": {"view_milestones": [], "view_sizes": []},
     "protocol": {"final": {}},
 }

@@ -25,6 +25,7 @@ from tests.conftest import ROOT
 from tests.running.test_distributed import RANKS, on_two_ranks
 
 NOTHING: Any = None
+PLAIN: Any = SimpleNamespace(whitening=None)
 DATA = {"unseen": False, "train_labels": torch.arange(10)}
 
 
@@ -47,7 +48,16 @@ def scored(probe: Probe, query: dict[str, Tensor]) -> dict[str, float]:
 
 def step(probe: Probe, features: Tensor, labels: Tensor) -> None:
     outputs = {"embeddings": features[:, :7], "features": features}
-    probe.on_train_batch_end(NOTHING, NOTHING, outputs, {"label": labels}, 0)
+    probe.on_train_batch_end(NOTHING, PLAIN, outputs, {"label": labels}, 0)
+
+
+def test_a_whitened_embedding_has_none() -> None:
+    """It is not what is trained on, and its axes are others at each evaluation."""
+    probe, whitened = started(), SimpleNamespace(whitening=object())
+    outputs = {"embeddings": torch.randn(4, 7), "features": torch.randn(4, 9)}
+    probe.on_train_batch_end(NOTHING, whitened, outputs, {"label": torch.arange(4)}, 0)  # type: ignore[arg-type]
+    query = {"embedding": torch.randn(4, 5), "pooled": torch.randn(4, 9), "label": torch.arange(4)}
+    assert scored(probe, query).keys() == {"pooled/probe/top1"}
 
 
 def batches(count: int, images: int, views: int) -> list[tuple[Tensor, Tensor]]:
