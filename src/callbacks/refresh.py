@@ -91,6 +91,9 @@ def extract(
     Returns:
         Features `(N, F)`, `unit`, `pooled` or `raw` (see `src.methods.base.Extract`), and unit-norm embeddings
         `(N, D)`, float32, on every rank, in the order of the images.
+
+    Raises:
+        FloatingPointError: features are not finite, and nothing can be made of them.
     """
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     broadcast_buffers(module)
@@ -113,6 +116,8 @@ def extract(
     for part, was_training in zip(module.modules(), training, strict=True):
         part.training = was_training
     _, features, embeddings = gather_unique(*(torch.cat(column) for column in zip(*found, strict=True)))
+    if not features.isfinite().all():
+        raise FloatingPointError(f"{kind} features are not finite: lower optimizer.lr, or see the weights")
     return features, embeddings
 
 

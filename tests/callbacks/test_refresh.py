@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Generator, Tensor, nn
@@ -186,6 +187,18 @@ def test_the_whitening_is_fitted_before_every_score_to_what_is_scored(tmp_path: 
         torch.testing.assert_close(module.whitening(features), expected(features), rtol=0, atol=1e-3)
         fitted.append(module.whitening.weight.clone())
     assert not torch.allclose(fitted[0], fitted[1], atol=1e-3)
+
+
+def test_nothing_is_made_of_features_that_are_not_finite(tmp_path: Path) -> None:
+    """Not even an error of the linear algebra's."""
+    small_store(tmp_path / "store")
+    module = make_module(Pairs())
+    module.whitening = Whitening(module.head.linear.in_features, 5)
+    module.backbone.get_parameter("stem.0.weight").data.fill_(float("nan"))
+    quiet: Any = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(callbacks=[Refresh(0)], **quiet)
+    with pytest.raises(FloatingPointError, match=r"^pooled features are not finite: lower optimizer.lr, or see the we"):
+        trainer.validate(module, StoreDataModule(**datamodule_options(tmp_path)), verbose=False)
 
 
 class Raw(Method):
