@@ -138,14 +138,16 @@ def _named(backbone: DictConfig) -> str:
 
 
 def check_size(backbone: nn.Module, size: int) -> None:
-    """Raise a ValueError where the network makes nothing of images of `size` pixels a side."""
+    """Raise a ValueError where the network makes nothing of images of `size` pixels a side: too few, or not its own."""
     training = backbone.training
     try:
         with torch.no_grad():
-            backbone.eval()(torch.zeros(1, 3, size, size))
-    except RuntimeError as error:
+            found = backbone.eval()(torch.zeros(1, 3, size, size)).shape[1:]
+        if found != (backbone.num_features,):
+            raise RuntimeError(f"it makes features of {tuple(found)}, not {backbone.num_features}")
+    except (RuntimeError, AssertionError) as error:
         setting = f"input.size={size} or one of dataset.view_sizes"
-        raise ValueError(f"{setting} is too small for the network ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{setting} does not suit the network ({str(error).splitlines()[0]})") from error
     finally:
         backbone.train(training)
 

@@ -19,11 +19,13 @@ from src.backbones.head import Head
 from src.backbones.whitening import Whitening
 from src.datamodules.images import read_rgb, to_rgb, to_square
 from src.running import checkpoints, runs
-from src.running.hardware import select_accelerator, select_precision
+from src.running.hardware import recall_precision, select_accelerator
 
 Space = Literal["embedding", "pooled"]
 One = str | Path | Image.Image | NDArray[np.uint8]
 DEVICES = {"gpu": "cuda", "mps": "mps", "cpu": "cpu"}
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+SIDES = {"Digits": 32, "CIFAR10": 32, "STL10": 96}  # of the stored images, where a dataset has them of one size only
 
 
 class Encoder(nn.Module):
@@ -82,8 +84,7 @@ class Embedder:
     ) -> None:
         self.run, self.space, self.dim = run, space, dim
         self.checkpoint, self.trained = checkpoint
-        # Datasets of small images keep theirs as large as the network sees them.
-        self.side = int(config.dataset.get("size", config.input.size))
+        self.side = int(config.dataset.get("size") or SIDES[config.dataset._target_.rpartition(".")[2]])
         self.resample = str(config.dataset.get("resample", "bilinear"))
         self.batch_size, self.precision = int(config.dataset.eval_batch_size), precision
         self.device = torch.device(DEVICES[accelerator])
@@ -134,7 +135,8 @@ class Embedder:
     def encode(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The network alone: what `read` gave, `(B, side, side, 3)`, to `(B, D)`, of unit norm, all at once."""
         images = torch.from_numpy(squares).to(self.device, non_blocking=True)
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16-mixed"):
+        autocast = torch.autocast(self.device.type, AUTOCAST.get(self.precision), self.precision in AUTOCAST)
+        with torch.inference_mode(), autocast:
             vectors: NDArray[np.float32] = self.encoder(images).float().cpu().numpy()
         if not np.isfinite(vectors).all():
             raise FloatingPointError(f"the network of {self.run} has outputs that are not finite")
@@ -158,7 +160,8 @@ def load(
         checkpoint: of a folder, which.
         space: `embedding`, what the loss saw or the whitening made, or `pooled`, the features before the head.
         accelerator: where to compute.
-        precision: float32 or bfloat16 where layers allow it; `auto` takes what is fast here, None what the run had.
+        precision: float32 or bfloat16 where layers allow it; `auto` takes what is fast here, None what the run had,
+            if the accelerator can.
 
     Raises:
         FileNotFoundError: there is no run, or no such checkpoint.
@@ -185,8 +188,8 @@ def load(
     seen = config.input
     encoder = Encoder(backbone, head if space == "embedding" else None, seen.size, [*seen.mean], [*seen.std])
     dim = head.dim if space == "embedding" else num_features
-    precision_here = select_precision(precision or config.trainer.precision, chosen)
-    return Embedder(encoder, dim, config, folder, described, space, chosen, precision_here)
+    computed = recall_precision(precision or config.trainer.precision, chosen)
+    return Embedder(encoder, dim, config, folder, described, space, chosen, computed)
 
 
 def _fingerprint(encoder: Encoder, side: int, resample: str) -> str:

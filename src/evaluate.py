@@ -34,14 +34,14 @@ def main(config: DictConfig) -> None:
     from src.running import checkpoints, hardware
 
     hardware.settle()
-    accelerator = hardware.select_accelerator(config.accelerator)
+    accelerator = hardware.select_accelerator(config.accelerator, scores=True)
     checkpoint = checkpoints.load(checkpoints.path_of(folder, which))
     datamodule, module, evaluation = assemble(saved, ranks=1, filled=True)
     checkpoints.fill(module, checkpoint)
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=1,
-        precision=hardware.select_precision(saved.trainer.precision, accelerator),  # type: ignore[arg-type]
+        precision=hardware.recall_precision(saved.trainer.precision, accelerator),  # type: ignore[arg-type]
         logger=False,
         callbacks=[evaluation],
         enable_model_summary=False,

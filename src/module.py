@@ -1,5 +1,6 @@
 """The one LightningModule: views to embeddings to the method's loss."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, TypeVar
@@ -29,6 +30,11 @@ def may_wait(trainer: pl.Trainer) -> bool:
     """
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return trainer.is_last_batch or trainer.global_step % every == 0
+
+
+def steps_per_epoch(trainer: pl.Trainer) -> int:
+    """The optimizer's steps of an epoch; an epoch's last takes what batches are left."""
+    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 
 def find_callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
@@ -100,7 +106,8 @@ class EmbeddingModule(pl.LightningModule):
         embeddings = self.head(features) if self.method.unit_norm else self.head.project(features)
         given: dict[str, Any] = {}
         if self.teacher:
-            given = {"features": features, "teacher": self.teacher(batch["views"], self.method.unit_norm)}
+            taught = self.teacher(batch["views"], self.method.unit_norm, self.microbatch)
+            given = {"features": features, "teacher": taught}
         with torch.autocast(self.device.type, enabled=False):  # the loss takes its products in float32
             terms = self.method(embeddings, batch["index"], **given)
         detached = {name: term.detach() for name, term in terms.items()}
@@ -156,7 +163,7 @@ class EmbeddingModule(pl.LightningModule):
 
     def _steps_per_epoch(self) -> int:
         self.trainer.fit_loop.setup_data()
-        return max(1, int(self.trainer.num_training_batches))
+        return max(1, steps_per_epoch(self.trainer))
 
 
 def in_parts(network: nn.Module, images: Tensor, at_once: int | None) -> Tensor:

@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,14 +42,18 @@ def main(config: DictConfig) -> None:
         found = find_approximately(indices, queries, config.k, Path(config.cache_dir).expanduser())
     else:
         found = find(indices, queries, config.k)
-    printed = _print(found, config.format)
+    numbers = count()
+    printed = (result for result, _ in zip(_print(found, config.format), numbers, strict=False))
     if config.html:
         title = f"The {config.k} most similar of {sum(map(len, indices)):,} images"
         remarks = [f"{len(index):,} images of {index.meta['images']}" for index in indices]
-        count = write(Path(config.html).expanduser(), title, remarks, map(_drawn, printed))
-    rest = sum(1 for _ in printed)  # of a full page, what is left is still printed
+        shown = write(Path(config.html).expanduser(), title, remarks, map(_drawn, printed))
+    for _ in printed:  # of a full page, what is left is still printed
+        pass
     if config.html:
-        print(config.html + f": the first {count:,} of {count + rest:,} queries" * bool(rest), file=sys.stderr)
+        asked = next(numbers)
+        more = f": the first {shown:,} of {asked:,} queries" if shown < asked else ""
+        print(f"{config.html}{more}", file=sys.stderr)
 
 
 def _queries(config: DictConfig, indices: "Sequence[Index]") -> "Iterator[Queries]":

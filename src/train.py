@@ -35,7 +35,10 @@ def main(config: DictConfig) -> float:
     launched = HydraConfig.get()
     folder = Path(launched.runtime.output_dir)
     choices = {group: choice for group, choice in launched.runtime.choices.items() if not group.startswith("hydra")}
-    config.trainer.accelerator = select_accelerator(config.trainer.accelerator)
+    config.trainer.accelerator = select_accelerator(config.trainer.accelerator, scores=True)
+    begun = runs.begun_with(folder)
+    if begun and config.trainer.precision == "auto":  # it may go on where another one would be chosen
+        config.trainer.precision = begun.trainer.precision
     config.trainer.precision = select_precision(config.trainer.precision, config.trainer.accelerator)
     if config.trainer.sync_batchnorm == "auto":
         config.trainer.sync_batchnorm = config.trainer.accelerator == "gpu"  # torch has none for CPUs
@@ -90,6 +93,7 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any], cluster: An
         pictures = find_callback(trainer, Pictures)
         results = collect(settings, choices, datamodule, module, evaluation, history, pictures, facts) | {"best": best}
         if trainer.is_global_zero:
+            history.draw(folder)
             runs.write_results(folder, results)
     if trainer.is_global_zero:
         print(summary(results))

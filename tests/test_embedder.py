@@ -1,5 +1,6 @@
 """A run's network as people use it: by the run's own preprocessing, to what its evaluation saw."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from src.assemble import assemble
-from src.embedder import Embedder, load
+from src.embedder import SIDES, Embedder, load
 from src.running import checkpoints, runs
-from tests.conftest import write_digits
+from tests.conftest import ROOT, write_digits
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,28 @@ def test_it_has_the_vectors_of_the_evaluation_bit_for_bit(
     trainer.validate(module, datamodule, verbose=False)
     vectors = load(trained, space=space, accelerator="cpu", precision=precision)(digits)
     assert np.array_equal(vectors, evaluation.sets["query"][space].float().numpy())
+
+
+def test_a_network_that_saw_less_than_is_stored_sees_the_middle(
+    trained: Path, cache: Path, digits: np.ndarray, tmp_path: Path
+) -> None:
+    """As its evaluation did: what is given is brought to the size of the stored images."""
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(checkpoints.path_of(trained, "last"), tmp_path / "checkpoints")
+    config = (trained / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(re.sub(r"\b((image_)?size): 32$", r"\1: 20", config, flags=re.MULTILINE))
+    small, whole = load(tmp_path, accelerator="cpu"), load(trained, accelerator="cpu")
+    assert (small.side, small.encoder.size) == (32, 20)
+    assert np.allclose(small(digits[:5]), small.encode(digits[:5]))
+    middle = np.ascontiguousarray(digits[:5, 6:26, 6:26])
+    assert np.array_equal(small.encode(digits[:5]), small.encode(middle))
+    assert not np.allclose(small(digits[:5]), whole(digits[:5]), atol=1e-3)
+
+
+@pytest.mark.parametrize("dataset", sorted(path.stem for path in (ROOT / "conf" / "dataset").glob("*.yaml")))
+def test_every_dataset_has_a_size_of_its_stored_images(dataset: str, trained: Path, tmp_path: Path) -> None:
+    said = OmegaConf.load(ROOT / "conf" / "dataset" / f"{dataset}.yaml").dataset
+    assert said.get("size") or SIDES[said._target_.rpartition(".")[2]]
 
 
 def test_files_images_and_arrays_are_the_same(embed: Embedder, digits: np.ndarray, cache: Path, tmp_path: Path) -> None:
@@ -82,6 +106,8 @@ def test_sizes_modes_and_orientation_are_brought_to_what_the_network_takes(embed
         (np.zeros((3, 8, 8), np.uint8), ValueError, r"uint8 \(3, 8, 8\)"),
         (np.zeros((0, 8, 3), np.uint8), ValueError, r"\(0, 8, 3\)"),
         (torch.zeros(8, 8, 3), TypeError, "Tensor"),
+        (Image.fromarray(np.full((8, 8), 0.5, np.float32)), ValueError, "float pixels, whose range can't be known"),
+        (Image.fromarray(np.full((8, 8), 200, np.int32)), ValueError, "32-bit pixels, whose range can't be known"),
         ("nowhere.png", OSError, "nowhere.png"),
     ],
 )

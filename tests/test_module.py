@@ -15,6 +15,7 @@ from src.backbones.head import Head
 from src.backbones.resnet import resnet18
 from src.callbacks.steps import Steps
 from src.methods.base import Method, TaughtMethod, TrainingSet
+from src.methods.byol import BYOL
 from src.methods.exemplar import Exemplar
 from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss
 from src.methods.simclr import SimCLR
@@ -295,6 +296,17 @@ def test_in_parts_no_part_counts_twice_and_each_draws_what_it_drew() -> None:
     assert norms == [0.1], "and it goes on as before"
 
 
+def test_a_teacher_sees_as_many_views_at_once_as_the_network() -> None:
+    module = make(method=BYOL(4, 0.9), microbatch=3)
+    assert module.teacher is not None
+    seen = [list[int](), list[int]()]
+    for network, sizes in zip((module.backbone, module.teacher.backbone), seen, strict=True):
+        network.register_forward_pre_hook(lambda _, given, sizes=sizes: sizes.append(len(given[0])))
+    gradients(module)
+    assert seen[1] == [3, 3, 2]
+    assert seen[0][:3] == seen[1], "and again for the gradient"
+
+
 @pytest.mark.parametrize("unit_norm", [True, False])
 def test_the_method_remembers_once_a_step_what_it_was_given_when_the_network_has_learned(unit_norm: bool) -> None:
     method = Watched(unit_norm)
@@ -325,6 +337,30 @@ class Outputs(pl.Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self.validation.setdefault(dataloader_idx, []).append(outputs)
+
+
+class Rates(pl.Callback):
+    """The learning rate of each epoch's first step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_a_schedule_counts_the_optimizers_steps() -> None:
+    """Of which several batches may make one; the last of an epoch takes what is left."""
+    for batches, several in ((3, 1), (3, 2), (4, 4), (1, 2)):
+        rates = Rates()
+        fit(
+            make(milestones=(1, 3), factors=(0.1, 0.01)),
+            rates,
+            epochs=4,
+            batches=batches,
+            accumulate_grad_batches=several,
+        )
+        assert rates.rates == pytest.approx([0.5, 0.05, 0.05, 0.005])
 
 
 def test_a_step_returns_all_terms_detached() -> None:

@@ -25,8 +25,9 @@ METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")
 def sweep(shared_folder: Path, cache: Path, command: Run) -> Path:
     """A run of every method, made once by one command: an epoch of few digits."""
     sweep = shared_folder / "sweep_of_methods"
-    few = ["dataset=digits", "dataset.limit=300", "input.size=16", "callbacks.pictures=null", "trainer.max_epochs=1"]
-    settings = ["method=glob(*)", *few, "logger=none", f"sweep_dir={sweep}/all", "hydra.launcher.jobs=2"]
+    few = ["dataset=digits", "dataset.limit=300", "backbone=resnet18_slim", "input.size=16", "trainer.max_epochs=1"]
+    few += ["callbacks.pictures=null", "logger=none", "hydra.launcher.jobs=2"]
+    settings = ["method=glob(*)", *few, f"sweep_dir={sweep}/all"]
     with FileLock(f"{sweep}.lock"):  # a second time finds every run finished
         done = command("src.train", "-m", *settings, ISIF_CACHE=str(cache), HOME=str(shared_folder))
     assert done.returncode == 0, done.stderr

@@ -16,17 +16,19 @@ import torch
 
 from src.embedder import load
 from src.running import checkpoints
+from src.running.hardware import select_precision
 from tests.chaos import TIMES, differences, outcome
 from tests.conftest import ROOT, Run
 
 QUICK = (
     "dataset.limit=300",
+    "backbone=resnet18_slim",
     "protocol.metrics.knn.k=20",
     "input.size=16",
     "callbacks.pictures=null",
     "trainer.max_epochs=1",
-    "logger=none",
 )
+QUIET = (*QUICK, "logger=none")
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
             assert re.search(rf"^{name} +{score}  .* to .*  results.json: {score}$", again.stdout, re.MULTILINE)
 
     before = (folder / "results.json").read_bytes()
-    refused = run("src.train", *QUICK, f"run_dir={folder}")
+    refused = run("src.train", *QUIET, f"run_dir={folder}")
     assert refused.returncode == 1
     assert "holds a finished run (results.json) of 10 epochs: choose another run_dir" in refused.stderr
     assert (folder / "results.json").read_bytes() == before
@@ -101,7 +103,7 @@ def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: 
 def test_held_out_images_decide_what_is_best(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     noisy = ["dataset.validation=0.02", "dataset.batch_size=16", "trainer.max_epochs=4"]  # the test images like epoch 1
-    done = run("src.train", *QUICK[:4], *noisy, "logger=csv", f"run_dir={folder}")
+    done = run("src.train", *QUICK, *noisy, "logger=csv", f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     assert "digits: 300 training, 29 held-out and 360 test images" in done.stdout
     assert "of validation/knn/top1 (embedding), chosen on held-out training images" in done.stdout
@@ -127,9 +129,11 @@ def test_what_is_scored_in_the_networks_place_is_scored_again_and_embedded_with(
 ) -> None:
     """The average of the weights, and in the head's place a whitening."""
     folder = tmp_path / "run"
-    chosen = ("ema=0.9", "head=mlp", "head.hidden=[32]", f"whitening={whitening or 'null'}")
-    done = run("src.train", *QUICK, *chosen, f"run_dir={folder}")
+    chosen = ["ema=0.9", "head=mlp", "head.hidden=[32]", f"whitening={whitening or 'null'}"]
+    chosen += ["trainer.check_val_every_n_epoch=2"] * bool(whitening)  # scored when its checkpoint is written already
+    done = run("src.train", *QUIET, *chosen, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
+    said = int(re.search(r" ([\d,]+) parameters", done.stdout)[1].replace(",", ""))  # type: ignore[index]
     again = run("src.evaluate", f"run={folder}")
     score = f"{results(folder)['last']['knn/top1']:.4f}"
     assert re.search(rf"^knn/top1 +{score}  .* results.json: {score}$", again.stdout, re.MULTILINE), again.stdout
@@ -139,6 +143,8 @@ def test_what_is_scored_in_the_networks_place_is_scored_again_and_embedded_with(
     encoder = embedder.encoder.state_dict()
     scored = {name.removeprefix("average."): value for name, value in state.items() if name.startswith("average.")}
     assert not torch.equal(scored["head.linear.weight"], state["head.linear.weight"])
+    learned = [v for k, v in scored.items() if not re.search(r"running|num_batches", k)]
+    assert said == sum(map(torch.numel, learned)), "the average is not counted besides"
     if whitening:
         scored = {name: value for name, value in scored.items() if not name.startswith("head.")}
         scored |= {f"head.{name}": state[f"whitening.{name}"] for name in ("weight", "bias")}
@@ -146,8 +152,27 @@ def test_what_is_scored_in_the_networks_place_is_scored_again_and_embedded_with(
     assert all(torch.equal(value, scored[name]) for name, value in encoder.items())
 
 
+@pytest.mark.parametrize("chosen", ["trainer.max_epochs=0", "method=untrained"])
+def test_a_network_that_was_only_scored_can_be_used(run: Run, tmp_path: Path, chosen: str) -> None:
+    folder = tmp_path / "run"
+    arguments = [*QUIET, "whitening=20", chosen, f"run_dir={folder}"]
+    done = run("src.train", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "curves.png").exists()
+    again = run("src.evaluate", f"run={folder}")
+    assert "last checkpoint of epoch 0, untrained; scores" in again.stdout, again.stderr
+    score = f"{results(folder)['untrained']['knn/top1']:.4f}"
+    assert re.search(rf"^knn/top1 +{score}  .* results.json: {score}$", again.stdout, re.MULTILINE), again.stdout
+    assert load(folder, accelerator="cpu").dim == 20
+    refused = run("src.train", *arguments, "trainer.max_epochs=2")
+    assert refused.stderr.rstrip().endswith("holds a finished run (results.json) of 0 epochs: choose another run_dir")
+    (folder / "results.json").unlink()  # as if killed just before
+    assert run("src.train", *arguments).returncode == 0
+    assert f"{results(folder)['last']['knn/top1']:.4f}" == score
+
+
 def test_the_last_epoch_is_scored_whatever_the_interval(run: Run, tmp_path: Path) -> None:
-    arguments = [*QUICK[:4], "logger=none", "trainer.check_val_every_n_epoch=2", f"run_dir={tmp_path / 'run'}"]
+    arguments = [*QUICK, "logger=none", "trainer.check_val_every_n_epoch=2", f"run_dir={tmp_path / 'run'}"]
     done = run("src.train", *arguments, "trainer.max_epochs=3")
     assert done.returncode == 0, done.stderr
     found = results(tmp_path / "run")
@@ -157,14 +182,14 @@ def test_the_last_epoch_is_scored_whatever_the_interval(run: Run, tmp_path: Path
 
 def test_the_same_command_gives_the_same_numbers_and_another_seed_others(run: Run, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        done = run("src.train", *QUICK, f"seed={seed}", f"run_dir={tmp_path / name}")
+        done = run("src.train", *QUIET, f"seed={seed}", f"run_dir={tmp_path / name}")
         assert done.returncode == 0, done.stderr
     assert learned(tmp_path / "a") == learned(tmp_path / "b")
     assert learned(tmp_path / "a")[1]["train/loss"] != learned(tmp_path / "c")[1]["train/loss"]
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(run: Run, tmp_path: Path, cache: Path) -> None:
-    arguments = [*QUICK, "trainer.max_epochs=4"]
+    arguments = [*QUIET, "trainer.max_epochs=4"]
     assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
 
     folder = tmp_path / "killed"
@@ -205,7 +230,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(run: Run, tmp_path: Pat
 def test_an_interrupted_run_says_how_to_go_on(
     tmp_path: Path, cache: Path, number: signal.Signals, status: int, ranks: int
 ) -> None:
-    command = [sys.executable, "-m", "src.train", *QUICK, "trainer.max_epochs=50", f"run_dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "src.train", *QUIET, "trainer.max_epochs=50", f"run_dir={tmp_path / 'run'}"]
     if ranks > 1:
         command += ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=64"]
     process = subprocess.Popen(
@@ -238,7 +263,7 @@ def test_an_interrupted_run_says_how_to_go_on(
 def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, tmp_path: Path, cache: Path) -> None:
     """A signal to the whole group of processes, as Slurm sends it: the ranks agree on the step, and rank 0 writes."""
     ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=8", "dataset.limit=960")
-    arguments = [*QUICK[1:4], *ranks, "method.positives=nearest", "trainer.log_every_n_steps=1"]
+    arguments = [*QUICK, *ranks, "method.positives=nearest", "trainer.log_every_n_steps=1"]
     arguments += ["trainer.max_epochs=2", "logger=csv"]
     assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
 
@@ -273,7 +298,7 @@ def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, tmp_path: Path, ca
 
 def test_a_finished_run_that_was_moved_takes_more_epochs(run: Run, tmp_path: Path) -> None:
     """It ends as one that had them from the start; its first results stay."""
-    arguments = [*QUICK[:4], "whitening=20", "logger=csv", "trainer.max_epochs=3"]
+    arguments = [*QUICK, "whitening=20", "logger=csv", "trainer.max_epochs=3"]
     assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
     assert run("src.train", *arguments, "trainer.max_epochs=1", f"run_dir={tmp_path / 'first'}").returncode == 0
     before = (tmp_path / "first" / "results.json").read_bytes()
@@ -307,9 +332,22 @@ def test_a_finished_run_that_was_moved_takes_more_epochs(run: Run, tmp_path: Pat
     assert f"results.json: {results(moved)['best']['knn/top1']:.4f}" in again.stdout, again.stderr
 
 
+def test_a_run_goes_on_in_the_precision_that_it_began_with(run: Run, tmp_path: Path) -> None:
+    """Another machine would choose another by itself."""
+    other = {"32-true": "bf16-mixed", "bf16-mixed": "32-true"}[select_precision("auto", "cpu")]
+    arguments = [*QUIET, "trainer.accelerator=cpu", f"run_dir={tmp_path / 'run'}"]
+    done = run("src.train", *arguments, f"trainer.precision={other}")
+    assert done.returncode == 0, done.stderr
+    done = run("src.train", *arguments, "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "run")["config"]["trainer"]["precision"] == other
+    refused = run("src.train", *arguments, "trainer.max_epochs=3", "trainer.precision=16-mixed")
+    assert "trainer.precision=16-mixed needs a GPU" in refused.stderr
+
+
 def test_no_epoch_was_scored_in_training(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    done = run("src.train", *QUICK, "trainer.check_val_every_n_epoch=2", f"run_dir={folder}")
+    done = run("src.train", *QUIET, "trainer.check_val_every_n_epoch=2", f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     assert results(folder)["best"] is None
     assert "best: none, no epoch was scored in training" in done.stdout
@@ -323,7 +361,7 @@ def test_no_epoch_was_scored_in_training(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_bar_can_be_switched_off(run: Run, tmp_path: Path) -> None:
-    done = run("src.train", *QUICK, "trainer.enable_progress_bar=false", f"run_dir={tmp_path / 'run'}")
+    done = run("src.train", *QUIET, "trainer.enable_progress_bar=false", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     assert "━" not in done.stdout
     assert results(tmp_path / "run")["last"]["epoch"] == 1
@@ -332,7 +370,7 @@ def test_the_bar_can_be_switched_off(run: Run, tmp_path: Path) -> None:
 def test_a_run_that_is_told_to_stop_ends_after_its_epoch_as_a_finished_one(run: Run, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "stop").touch()
-    done = run("src.train", *QUICK, "trainer.max_epochs=50", f"run_dir={tmp_path / 'run'}")
+    done = run("src.train", *QUIET, "trainer.max_epochs=50", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     assert results(tmp_path / "run")["last"]["epoch"] == 1
     assert not (tmp_path / "run" / "progress.json").exists()
@@ -340,7 +378,7 @@ def test_a_run_that_is_told_to_stop_ends_after_its_epoch_as_a_finished_one(run: 
 
 def test_a_path_needs_no_quotes_of_its_own(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "ä=1,b (c)"
-    done = run("src.train", *QUICK, f"run_dir={folder}")
+    done = run("src.train", *QUIET, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     assert run("src.evaluate", f"run={folder}").returncode == 0
 
@@ -349,7 +387,7 @@ def test_a_multirun_leaves_complete_runs_of_their_own(run: Run, tmp_path: Path) 
     done = run(
         "src.train",
         "-m",
-        *QUICK[:5],
+        *QUICK,
         "augmentation=full,none",
         "method.negatives=all,hard",
         f"sweep_dir={tmp_path}/sweep",
@@ -372,7 +410,7 @@ def test_a_multirun_leaves_complete_runs_of_their_own(run: Run, tmp_path: Path) 
 
 
 def test_one_bad_job_of_a_multirun_spares_the_others(run: Run, tmp_path: Path) -> None:
-    done = run("src.train", *QUICK, "-m", "protocol.metrics.knn.k=400,20", f"sweep_dir={tmp_path}/sweep")
+    done = run("src.train", *QUIET, "-m", "protocol.metrics.knn.k=400,20", f"sweep_dir={tmp_path}/sweep")
     assert done.returncode == 1
     assert "error: 1 of 2 runs failed" in done.stderr
     assert "protocol.metrics.knn.k=400, but the gallery has 300 images" in done.stderr
@@ -388,18 +426,18 @@ def test_two_ranks(run: Run, tmp_path: Path) -> None:
         "trainer=ddp",
         "trainer.devices=2",
         "trainer.accelerator=cpu",
+        *QUIET,
         "dataset.limit=301",
         "dataset.validation=0.0995",
         "dataset.batch_size=32",
         "dataset.eval_batch_size=64",
-        *QUICK[1:],
         "seed=0,1",
         f"sweep_dir={tmp_path}/sweep",
     )
     assert done.returncode == 0, done.stderr
     folder, other = sorted((tmp_path / "sweep").glob("*/"), key=lambda path: results(path)["seed"])
     assert [results(each)["seed"] for each in (folder, other)] == [0, 1]
-    one = run("src.train", "dataset.limit=301", "dataset.validation=0.0995", *QUICK[1:], f"run_dir={tmp_path / 'one'}")
+    one = run("src.train", *QUIET, "dataset.limit=301", "dataset.validation=0.0995", f"run_dir={tmp_path / 'one'}")
     assert one.returncode == 0, one.stderr
     found = results(folder)
     assert found["untrained"] == results(tmp_path / "one")["untrained"], "the same network, scored by two or by one"
@@ -411,7 +449,7 @@ def test_two_ranks(run: Run, tmp_path: Path) -> None:
 
 def test_a_mistake_on_two_ranks_ends_in_one_message(run: Run, tmp_path: Path) -> None:
     ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=200")
-    done = run("src.train", *QUICK, *ranks, f"run_dir={tmp_path / 'run'}")
+    done = run("src.train", *QUIET, *ranks, f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 1
     assert "dataset.batch_size=200 on 2 rank(s) is more than the 300 training images" in done.stderr
     assert "Traceback" not in done.stderr
@@ -419,9 +457,7 @@ def test_a_mistake_on_two_ranks_ends_in_one_message(run: Run, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("logger", "file"), [("csv", "metrics.csv"), ("tensorboard", "tensorboard/events.*")])
 def test_other_loggers(run: Run, tmp_path: Path, logger: str, file: str) -> None:
-    done = run(
-        "src.train", *QUICK[:5], f"logger={logger}", "trainer.log_every_n_steps=1", f"run_dir={tmp_path / 'run'}"
-    )
+    done = run("src.train", *QUICK, f"logger={logger}", "trainer.log_every_n_steps=1", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     written = next((tmp_path / "run").glob(file))
     if logger == "csv":
@@ -433,7 +469,7 @@ def test_other_loggers(run: Run, tmp_path: Path, logger: str, file: str) -> None
 
 def test_an_unreachable_wandb_server_is_no_obstacle(run: Run, tmp_path: Path) -> None:
     credentials = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    done = run("src.train", *QUICK[:5], f"run_dir={tmp_path / 'run'}", **credentials)
+    done = run("src.train", *QUICK, f"run_dir={tmp_path / 'run'}", **credentials)
     assert done.returncode == 0, done.stderr
     assert "W&B is offline" in done.stdout
     assert "0" * 40 not in done.stdout + done.stderr
@@ -462,8 +498,8 @@ def test_an_unreachable_wandb_server_is_no_obstacle(run: Run, tmp_path: Path) ->
         (["input.size=64"], "input.size=64"),
         (["run_dir=/proc/none/run"], "/proc/none"),
         (["cache_dir=/proc/none"], "/proc/none"),
-        (["optimizer.lr=1e30", *QUICK[:3]], "the loss became"),
-        (["optimizer.lr=1e9", *QUICK[:3]], "not finite: lower optimizer.lr"),
+        (["optimizer.lr=1e30", *QUICK], "the loss became"),
+        (["optimizer.lr=1e9", *QUICK], "not finite: lower optimizer.lr"),
     ],
 )
 def test_bad_input_ends_in_one_message(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -493,7 +529,7 @@ def test_the_full_traceback_on_request(run: Run, tmp_path: Path) -> None:
 def test_damaged_files_are_named(run: Run, tmp_path: Path) -> None:
     """A corrupt store and an unreadable checkpoint, met before any training."""
     folder, cache = tmp_path / "run", tmp_path / "cache"
-    arguments = [*QUICK, f"run_dir={folder}", f"cache_dir={cache}"]
+    arguments = [*QUIET, f"run_dir={folder}", f"cache_dir={cache}"]
     assert run("src.train", *arguments).returncode == 0
     (folder / "results.json").unlink()
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"half a checkpoint")
@@ -501,7 +537,7 @@ def test_damaged_files_are_named(run: Run, tmp_path: Path) -> None:
         assert done.returncode == 1
         assert f"the checkpoint {folder}/checkpoints/last.ckpt cannot be read" in done.stderr
     (cache / "digits" / "train_labels.npy").write_bytes(b"")
-    done = run("src.train", *QUICK, f"run_dir={tmp_path / 'other'}", f"cache_dir={cache}")
+    done = run("src.train", *QUIET, f"run_dir={tmp_path / 'other'}", f"cache_dir={cache}")
     assert done.returncode == 1
     assert f"the store {cache}/digits is damaged" in done.stderr
 

@@ -30,9 +30,9 @@ class Average(nn.Module):
         return super().train(mode and not self.evaluates)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, unit_norm: bool = True) -> tuple[Tensor, Tensor]:
-        """Images `(B, 3, H, W)` to features `(B, F)` and embeddings `(B, D)`, without gradient."""
-        features = self.backbone(images)
+    def forward(self, images: Tensor, unit_norm: bool = True, at_once: int | None = None) -> tuple[Tensor, Tensor]:
+        """Images `(B, 3, H, W)`, all or `at_once`, to features `(B, F)` and embeddings `(B, D)`, without gradient."""
+        features = torch.cat([self.backbone(part) for part in images.split(at_once or len(images))])
         return features, self.head(features) if unit_norm else self.head.project(features)
 
     @torch.no_grad()

@@ -54,16 +54,18 @@ def from_torchvision(name: TorchvisionName, weights: Text | None, pretrained: bo
     Raises:
         OSError, ValueError: the weights are out of reach, or another network's; the message says what to do.
     """
-    options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
+    # Images are brought to the range that its weights were learned in, whoever loads them.
+    options: dict[str, Any] = {"transform_input": True} if name == "googlenet" else {}
     if pretrained and weights is None:
         try:
-            network = torchvision.models.get_model(name, weights="DEFAULT")
+            network = torchvision.models.get_model(name, weights="DEFAULT", **options)
         except OSError as error:
             raise OSError(f"torchvision's weights of {name} could not be downloaded: {error}; {REMEDY}") from error
     else:
-        network = torchvision.models.get_model(name, weights=None, **options)
+        bare = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
+        network = torchvision.models.get_model(name, weights=None, **options, **bare)
         if pretrained and weights is not None:
-            load_state(network, Path(weights).expanduser())
+            load_state(network, Path(weights).expanduser(), besides=("aux1.", "aux2."))
     num_features = network.fc.in_features
     network.fc = nn.Identity()
     return Pooled(network, num_features)
@@ -92,7 +94,7 @@ def from_timm(name: Text, weights: Text | None, pretrained: bool) -> Pooled:
         network = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, num_classes=0)
     except (OSError, RuntimeError) as error:
         raise OSError(f"timm's weights of {name} could not be loaded: {error}; {REMEDY}") from error
-    return Pooled(network, cast(int, network.num_features))
+    return Pooled(network, cast(int, getattr(network, "head_hidden_size", None) or network.num_features))
 
 
 def _give_up_soon() -> None:

@@ -55,6 +55,9 @@ class LocalResponseNorm(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, C, H, W)` to the same, each value over its neighbours' norm to the power 3/4."""
+        if images.dtype == torch.float16:  # its squares end at 65,504
+            with torch.autocast(images.device.type, enabled=False):
+                return self.forward(images.float()).half()
         root = (functional.conv2d(images.square(), self.band.to(images.dtype)) + 1).rsqrt()
         return images * root * root.sqrt()
 

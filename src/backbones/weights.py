@@ -37,8 +37,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"backbone.weights={path} is damaged or no {path.suffix} file: {error}") from error
 
 
-def load_state(network: nn.Module, path: Path) -> None:
-    """Load a whole state dict, strictly.
+def load_state(network: nn.Module, path: Path, besides: tuple[str, ...] = ()) -> None:
+    """Load a whole state dict, strictly, but for what begins with one of `besides`, which the network need not have.
 
     Raises:
         FileNotFoundError, ValueError: no such file, damaged, or another network's; the message names it.
@@ -46,9 +46,8 @@ def load_state(network: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"backbone.weights={path}: there is no such file")
     try:
-        network.load_state_dict(
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        )
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        network.load_state_dict({name: weight for name, weight in state.items() if not name.startswith(besides)})
     except Exception as error:  # each format and each mismatch raises its own kind
         raise ValueError(f"backbone.weights={path} does not fit: {' '.join(str(error).split())[:300]}") from error
 

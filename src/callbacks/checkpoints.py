@@ -26,6 +26,7 @@ class Checkpoints(Checkpoint):
     """Keeps the last epoch, the one before, and the one that `history` calls the best by `monitor`.
 
     So the row of the best and its checkpoint are always of one epoch. Lightning calls this after all other callbacks.
+    A run of no epochs keeps the network that it scored.
 
     A signal, once an epoch has learned something, ends the run with a checkpoint: after the step, several ranks after
     the next step at which they may wait for each other (`may_wait`); after an epoch's last step, once that is scored.
@@ -40,6 +41,22 @@ class Checkpoints(Checkpoint):
         # A run cut off between its last checkpoint and the best; none within an epoch is the best.
         if trainer.ckpt_path and not trainer.fit_loop.restarted_mid_epoch:
             self._keep_best(trainer, Path(trainer.ckpt_path))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        last = checkpoints.path_of(self.folder, "last")
+        if self.history.rows[-1]["epoch"] == 0:
+            self._save(trainer)
+        self._keep_best(trainer, last)  # of a run cut off there in its last epoch, which nothing was left to train of
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module: Any = pl_module
+        last = checkpoints.path_of(self.folder, "last")
+        if trainer.state.fn == "validate" and trainer.is_global_zero and module.whitening and last.exists():
+            # The last epoch was not scored when its checkpoint was written, whose whitening is of an epoch before.
+            checkpoint = checkpoints.load(last)
+            fitted = {f"whitening.{name}": value.cpu() for name, value in module.whitening.state_dict().items()}
+            checkpoint["state_dict"] |= fitted
+            checkpoints.save(checkpoint, last)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if self.ends:  # now that the loggers have the step before
@@ -77,6 +94,8 @@ class Checkpoints(Checkpoint):
         if not trainer.is_global_zero or self.history.best(self.monitor) is not self.history.rows[-1]:
             return
         best = checkpoints.path_of(self.folder, "best")
+        if best.exists() and best.samefile(last):
+            return
         partial = best.with_name(f".{best.name}.partial")
         partial.unlink(missing_ok=True)
         try:

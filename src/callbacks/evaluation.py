@@ -110,9 +110,7 @@ class Evaluation(pl.Callback):
                 tensors = [tensor for rows in (query, *gallery) for tensor in (rows[space], rows["label"])]
                 prefix = self.name(which, space)
                 for name, metric in (self.metrics | self.final if final else self.metrics).items():
-                    # Every rank holds all the images, so there is nothing left to reduce between them.
                     metric = metric.to(tensors[0].device)
-                    metric.sync_on_compute = False
                     metric.update(*tensors)
                     scores = {f"{prefix}{name}/{score}": value for score, value in metric.compute().items()}
                     pl_module.log_dict(scores, add_dataloader_idx=False, batch_size=1)

@@ -23,7 +23,7 @@ Row = dict[str, float]
 class History(pl.Callback):
     """A row per epoch: its means and its scores; the row of epoch 0 is the untrained network's.
 
-    Draws `curves.png` in the run folder, at most every ten seconds and at the end, and prints a line after each epoch
+    In training it draws `curves.png` in the run folder, at most every ten seconds, and prints a line after each epoch
     where no terminal shows a progress bar.
 
     `legs` are the stretches that the run took, an interrupted one several: when each began (UTC), its seconds until its
@@ -36,7 +36,7 @@ class History(pl.Callback):
         began = datetime.now(UTC).isoformat(timespec="seconds")
         self.legs: list[dict[str, Any]] = [{"began": began, "seconds": 0.0, "epochs": 0}]
         self._scores: Row = {}
-        self._drawn = time.monotonic()  # a run of seconds draws once, at its end
+        self._drawn = time.monotonic()  # a run of seconds draws once, when it is over
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -57,16 +57,13 @@ class History(pl.Callback):
         self.rows.append({"epoch": trainer.current_epoch + 1, **means, **self._scores})
         if trainer.is_global_zero:
             if time.monotonic() - self._drawn > 10:
-                self._draw(trainer)
+                self.draw(Path(trainer.default_root_dir))
             if not sys.stdout.isatty():
                 print(", ".join(f"{name} {value:.6g}" for name, value in self.rows[-1].items()), flush=True)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._draw(trainer)
-
-    def _draw(self, trainer: pl.Trainer) -> None:
-        draw_curves(self.rows, Path(trainer.default_root_dir) / "curves.png")
+    def draw(self, folder: Path) -> None:
+        """Draw the rows so far as `curves.png` in `folder`."""
+        draw_curves(self.rows, folder / "curves.png")
         self._drawn = time.monotonic()
 
     def finish_leg(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
-from src.module import may_wait
+from src.module import may_wait, steps_per_epoch
 from src.scores import VALIDATION, is_aside
 
 T = TypeVar("T")
@@ -47,18 +47,20 @@ class Progress(RichProgressBar):
         self.shown = {names[name]: float(value) for name, value in metrics.items() if name in names}
         started, first = self.began
         if trainer.training and trainer.global_step > first:
-            rest = (trainer.max_epochs or 0) * int(trainer.num_training_batches) - trainer.global_step
+            rest = (trainer.max_epochs or 0) * steps_per_epoch(trainer) - trainer.global_step
             left = rest * (time.monotonic() - started) / (trainer.global_step - first)
             self.shown["left"] = str(timedelta(seconds=round(max(left, 0))))
         return self.shown
 
     def track(self, batches: Iterable[T], total: int, description: str) -> Iterator[T]:
         """`batches`, with a bar of their own beneath the epoch's, for a pass outside of Lightning's loops."""
-        if self.is_disabled or self.progress is None:
+        if self.is_disabled:
             yield from batches
             return
+        self._init_progress(self.trainer)  # unless another callback was first
         task = self._add_task(total, description)
         for done, batch in enumerate(batches, 1):
             yield batch
             self._update(task, done)
-        self.progress.remove_task(task)
+        if self.progress is not None:
+            self.progress.remove_task(task)

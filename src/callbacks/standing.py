@@ -20,7 +20,7 @@ class Standing(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self._write(trainer)
-        asked = (self.folder / "stop").exists()
+        asked = (self.folder / runs.STOP).exists()
         trainer.should_stop |= trainer.strategy.reduce_boolean_decision(asked, all=False)
 
     def _write(self, trainer: pl.Trainer) -> None:

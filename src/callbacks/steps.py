@@ -36,11 +36,12 @@ class Steps(pl.Callback):
         self.seconds = 0.0  # trained until `running`, or now where that is None
         self.running: float | None = None
         self.lr = 0.0  # of the epoch's first step
+        self.unread: list[tuple[int, int, Tensor, dict[str, Tensor]]] = []  # step, batch, images and terms
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.start, self.images = time.perf_counter(), 0
         self.running = self.start
-        self.unread: list[tuple[int, int, Tensor, dict[str, Tensor]]] = []  # step, batch, images and terms
+        self.unread = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.on_train_start(trainer, pl_module)

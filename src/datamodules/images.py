@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 from rich.progress import track
@@ -88,6 +88,9 @@ def to_rgb(file: Image.Image) -> Image.Image:
             raise ValueError("it has 16 bits and a transparent colour: convert it to 8 bits or to an alpha channel")
         if depth in ("L;2", "L;4"):
             file.info["transparency"] *= 85 if depth == "L;2" else 17
+    elif file.mode == "F" or (file.mode == "I" and not isinstance(file, ImageFile.ImageFile)):  # Pillow's, of no file
+        kind = "float" if file.mode == "F" else "32-bit"
+        raise ValueError(f"it has {kind} pixels, whose range can't be known: convert it to 8 or 16 bits")
     image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I"):  # grey of more than 8 bits
         levels = np.asarray(image).astype(np.int64) * 255 // (2**bits - 1)

@@ -1,6 +1,9 @@
 """The published fine-grained sets: found, or fetched, or asked for; decoded; and held to their published counts."""
 
+import hashlib
+import json
 import os
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Sequence
@@ -8,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from src.datamodules.base import StoreDataModule
-from src.datamodules.images import decode_split
+from src.datamodules.images import DECODER, decode_split
 from src.hints import Checksum, Count, Counts, Name, Pixels, Resample, Text
 from src.running.download import download
 
@@ -53,7 +56,10 @@ class PublishedDataModule(StoreDataModule):
         self.archive, self.urls, self.checksum = archive, urls, checksum
         self.train_classes, self.counts = train_classes, counts
         self.size, self.resample, self.skip_broken = size, resample, skip_broken
-        self.path = self.path.with_name(f"{self.name}-{size}-{resample}")
+        place = str(self.root) if counts is None else None  # an original of the published counts is the same anywhere
+        what = [DECODER, train_classes, counts and [*counts], skip_broken, place]
+        digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+        self.path = self.path.with_name(f"{self.name}-{size}-{resample}-{digest}")
 
     def read(self) -> tuple[list[str], list[Entry]] | None:
         """Class names and files of the original unpacked in `root`; None where it isn't there."""
@@ -126,21 +132,36 @@ class PublishedDataModule(StoreDataModule):
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Extract a tar or zip archive into `folder`; no member can leave it.
+    """Extract a tar or zip archive into `folder`, whole or not at all; no member can leave it.
 
     Raises:
         OSError: a member would leave the folder, or the archive is damaged; the message names both.
     """
     print(f"unpacking {archive}")
+    partial = folder / f".{archive.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as packed:
                 for name in packed.namelist():
-                    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                    if not (partial / name).resolve().is_relative_to(partial.resolve()):
                         raise OSError(f"its member {name} would leave the folder")
-                packed.extractall(folder)
+                packed.extractall(partial)
         else:
             with tarfile.open(archive) as packed:
-                packed.extractall(folder, filter="data")
+                packed.extractall(partial, filter="data")
+        _move(partial, folder)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise OSError(f"{archive} can't be unpacked into {folder}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename; of two folders the content, into what is there already."""
+    if source.is_dir() and target.is_dir():
+        for child in source.iterdir():
+            _move(child, target / child.name)
+    else:
+        os.replace(source, target)

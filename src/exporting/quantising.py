@@ -43,7 +43,7 @@ def measure(
     encoders: Mapping[str, Encode], config: DictConfig, datamodule: StoreDataModule, batch_size: int
 ) -> dict[str, Measured]:
     """Score each of `encoders` on all test images as the run was scored; they take turns, batch by batch."""
-    name, _, score = config.protocol.monitor.partition("/")
+    *_, name, score = config.protocol.monitor.split("/")  # before them, it may be, a space
     metric = instantiate(config.protocol.metrics[name])
     labels = {"query": datamodule.query_labels}
     if datamodule.gallery_labels is not None:

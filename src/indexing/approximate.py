@@ -62,7 +62,19 @@ class _Copy:
         self._look_into_enough(k)
 
     def search(self, query: Tensor, k: int, own: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Similarities and rows `(Q, k)`: of `AGAIN` times as many candidates those that are nearest in float32."""
+        """Similarities and rows `(Q, k)`: of `AGAIN` times as many candidates those that are nearest in float32.
+
+        Where the lists looked into have fewer than k images, all are looked into.
+        """
+        values, rows = self._search(query, k, own)
+        few = values[:, -1].isinf()
+        if few.any():
+            usual, self.lists.nprobe = self.lists.nprobe, self.lists.nlist
+            values[few], rows[few] = self._search(query[few], k, None if own is None else own[few])
+            self.lists.nprobe = usual
+        return values, rows
+
+    def _search(self, query: Tensor, k: int, own: Tensor | None) -> tuple[Tensor, Tensor]:
         _, rows = self.lists.search(query.numpy(), AGAIN * k + 1)
         similarity = np.einsum("qkd,qd->qk", self.index.vectors[np.maximum(rows, 0)], query.numpy())
         similarity[rows < 0] = -math.inf  # there were fewer candidates

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from src.embedder import Embedder
 from src.indexing.index import FORMAT, META, Index
-from src.indexing.sources import Entry, Source
+from src.indexing.sources import Entry, Source, UnreadableError
 from src.indexing.writer import SAME, Writer
 
 AHEAD = 3  # groups of images that are read while the network works
@@ -157,7 +157,8 @@ def _embed(
     for entry, known in group:
         found = known.result() if isinstance(known, Future) else known
         if isinstance(found, str | OSError):
-            left_out.append((entry, str(found)))
+            looked_at = entry._replace(changed=-1) if isinstance(found, UnreadableError) else entry  # -1: look again
+            left_out.append((looked_at, str(found)))
             continue
         if isinstance(found, int):
             assert old is not None

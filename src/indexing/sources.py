@@ -25,6 +25,10 @@ class Entry(NamedTuple):
     changed: int
 
 
+class UnreadableError(OSError):
+    """The bytes can't be had now, which says nothing of them: it may be another time."""
+
+
 class Source(Protocol):
     """Images in a fixed order.
 
@@ -45,7 +49,7 @@ class Source(Protocol):
         """An image as `(side, side, 3)`, and a digest of what is stored of it.
 
         Raises:
-            OSError: it can't be decoded; the message names it.
+            OSError: it can't be decoded, or is `UnreadableError`; the message names it.
         """
 
     def open(self, name: str) -> Image.Image:
@@ -81,7 +85,8 @@ class Files:
         try:
             content = path.read_bytes()
         except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
-            raise OSError(f"{printable(path)} can't be read: {getattr(error, 'strerror', None) or error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise UnreadableError(f"{printable(path)} can't be read: {reason}") from error
         return to_square(open_rgb(io.BytesIO(content), printable(path)), side, resample), digest(content)
 
     def open(self, name: str) -> Image.Image:

@@ -135,7 +135,8 @@ def invariant_spreading_loss(
     stop_gradient: bool = True,
     fraction: float = 0.5,
 ) -> Tensor:
-    """Negative log-likelihood of instances recognised as themselves and as no other: equations (3) to (7).
+    """Negative log-likelihood of instances recognised as themselves and as no other: equations (3) to (7), but that no
+    denominator has the anchor's own product, which equation (9) has and the authors' program leaves out.
 
     With s_ij = z_i.z_j / temperature, P_ij = exp(s_ij) / sum_{k != i} exp(s_ik) and p(i) the other view of row i,
 

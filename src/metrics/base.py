@@ -20,7 +20,7 @@ class Score(Metric):
     higher_is_better = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # every rank holds all the images
         self.shares: dict[str, Tensor] = {}
 
     def scores(self) -> list[str]:

@@ -24,7 +24,8 @@ def announce(
     last: Path | None,
 ) -> str:
     """Data, network, hardware, and the checkpoint that the run goes on from, in one line."""
-    parameters = sum(parameter.numel() for parameter in module.parameters())
+    network = (module.backbone, module.head, module.method)  # averages of it aside
+    parameters = sum(parameter.numel() for part in network for parameter in part.parameters())
     held_out = datamodule.validation_labels
     return (
         f"{config['dataset']['name']}: {len(datamodule.train_labels):,} training"

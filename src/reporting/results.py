@@ -10,8 +10,9 @@ from src.running import runs
 from src.scores import NAME, SPACES, VALIDATION
 
 Result = Mapping[str, Any]
-# Settings that two runs may differ in without being two experiments.
-ASIDE = (*runs.ASIDE, "seed", "dataset.seed", "callbacks")
+# Settings that two runs may differ in and be one run made twice; and those without being two experiments.
+COPIED = (*runs.ASIDE, "callbacks.pictures", "callbacks.progress")
+ASIDE = (*COPIED, "seed", "dataset.seed")
 # Which images a dataset consists of; its other settings say how they are read.
 IMAGES = ("split", "test_fraction", "resample", "skip_broken", "limit", "validation")
 
@@ -60,7 +61,8 @@ def find_results(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[st
         try:
             results = runs.read_results(path.parent)
             check_results(results)
-            settings = [(name, value) for name, value in runs.flat(results["config"]).items() if _counts(name)]
+            runs.bring_up_to_date(results["config"])
+            settings = [item for item in runs.flat(results["config"]).items() if not item[0].startswith(COPIED)]
         except (OSError, ValueError, RecursionError) as error:
             left_out.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
@@ -88,10 +90,6 @@ def chosen_on(protocol: Mapping[str, Any]) -> str:
     return "held-out training images" if protocol.get("validation") else "the test images"
 
 
-def _counts(setting: str) -> bool:
-    return setting == "seed" or not setting.startswith(ASIDE)
-
-
 def settings_of(result: Result) -> dict[str, Any]:
     """A run's config by full keys, without what makes no other experiment."""
     return {key: value for key, value in runs.flat(result["config"]).items() if not key.startswith(ASIDE)}
@@ -117,7 +115,8 @@ def facts_of(result: Result) -> dict[str, str]:
         **data,
         "test images": protocol["query"],
         "gallery": protocol.get("gallery") or "the test images themselves",
-        "epochs": str(result["config"]["trainer"]["max_epochs"]),
+        # Of one that was stopped, those that it had.
+        "epochs": str(int(result["last"]["epoch"]) or result["config"]["trainer"]["max_epochs"]),
         "preset": protocol.get("preset") or "none",
         "deciding space": protocol["space"],
         "best epoch by": result["monitor"],
@@ -139,7 +138,10 @@ def differing(protocols: Sequence[Protocol]) -> list[str]:
 
 def group_by_setting(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Runs that differ in nothing but the seed together, under the settings in which the groups differ."""
-    keys = [[(group, choice) for group, choice in result["choices"].items()] for result in results]
+    keys = [
+        [(group, choice) for group, choice in result["choices"].items() if not group.startswith(ASIDE)]
+        for result in results
+    ]
     varied = {name for name, _ in set().union(*keys)} - {name for name, _ in set(keys[0]).intersection(*keys)}
     alike: dict[str, list[Result]] = {}
     for result in results:

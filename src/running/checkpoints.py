@@ -32,7 +32,8 @@ def find_last(folder: Path, max_epochs: int) -> Path | None:
     for path in (path_of(folder, name) for name in NAMES):
         if path.exists():
             try:
-                epochs = load(path)["epoch"] + 1  # with the one that is not whole
+                checkpoint = load(path)
+                epochs = checkpoint["epoch"] + (checkpoint["global_step"] > 0)  # with the one that is not whole
             except ValueError as error:
                 print(error, flush=True)
                 damage = error
@@ -48,7 +49,9 @@ def find_last(folder: Path, max_epochs: int) -> Path | None:
 
 
 def describe(checkpoint: dict[str, Any]) -> str:
-    """Which epoch a checkpoint is of, and of how many of its batches where it is not yet whole."""
+    """Which epoch a checkpoint is of, 0 before any, and of how many of its batches where it is not yet whole."""
+    if not checkpoint["global_step"]:
+        return "epoch 0, untrained"
     loops = checkpoint["loops"]["fit_loop"]
     whole = loops["epoch_progress"]["current"]["processed"] > checkpoint["epoch"]
     batches = loops["epoch_loop.batch_progress"]["current"]["processed"]
@@ -68,7 +71,7 @@ def load(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         checkpoint = dict(torch.load(path, map_location="cpu", weights_only=True))
-        int(checkpoint["epoch"])
+        int(checkpoint["epoch"]), int(checkpoint["global_step"])
         dict(checkpoint["state_dict"])
         return checkpoint
     except MemoryError:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -125,6 +126,16 @@ def _readable(argument: str) -> str:
     try:
         OverridesParser.create().parse_override(argument)
     except HydraException:
-        quoted = os.path.expanduser(value).replace("\\", "\\\\").replace('"', '\\"')
-        return f'{key}="{quoted}"'
+        return _quoted(key, os.path.expanduser(value))
     return argument
+
+
+def as_text(key: str, value: str | os.PathLike[str]) -> str:
+    """The override that sets `key` to this text, whatever Hydra's grammar would make of it: `a,b` is two values."""
+    text = os.fspath(value)
+    return f"{key}={text}" if re.fullmatch(r"[\w./~@%+:=-]*", text) else _quoted(key, text)
+
+
+def _quoted(key: str, text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{escaped}"'

@@ -16,13 +16,19 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy")
 
 
-def select_accelerator(asked: str) -> str:
+def select_accelerator(asked: str, scores: bool = False) -> str:
     """`auto` to what is there; `cpu`, `gpu` (or `cuda`) or `mps` as asked.
 
+    Args:
+        scores: whether it shall score too, which takes float64.
+
     Raises:
-        ValueError: what is asked for is absent.
+        ValueError: what is asked for is absent, or can't score.
     """
-    present = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if scores and asked == "mps":
+        raise ValueError("trainer.accelerator=mps: it has no float64, which scores are taken in: use cpu")
+    mps = torch.backends.mps.is_available() and not scores
+    present = {"gpu": torch.cuda.is_available(), "mps": mps, "cpu": True}
     if asked == "auto":
         return next(name for name, there in present.items() if there)
     accelerator = "gpu" if asked == "cuda" else asked
@@ -63,6 +69,11 @@ def select_precision(asked: str, accelerator: str) -> str:
         "cpu": _gains_from_bfloat16,
     }.get(accelerator, lambda: False)
     return "bf16-mixed" if bfloat16() else "32-true"
+
+
+def recall_precision(saved: str, accelerator: str) -> str:
+    """What a run computed in, which may have been on another machine; float32 where the accelerator does not."""
+    return "32-true" if saved == "16-mixed" and accelerator == "cpu" else select_precision(saved, accelerator)
 
 
 def _gains_from_bfloat16() -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from src.running import signals
 
+STARTED_BY = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_ID")  # what torchrun's and srun's processes have in their environment
 PATIENCE = 5  # seconds that ranks have to close their files when one has ended
 
 

@@ -18,11 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import settings
 from src.running.checkpoints import has_checkpoint
+from src.running.cli import as_text
 
 # Settings that make no other run: where things lie, and how it is watched.
-ASIDE = ("run_dir", "sweep_dir", "cache_dir", "logger", "trainer.enable_progress_bar")
+CACHES = ("cache_dir", "dataset.cache_dir", "backbone.cache_dir")
+ASIDE = ("run_dir", "sweep_dir", *CACHES, "logger", "trainer.enable_progress_bar")
 # What may change when a run goes on: none of it alters what an epoch learns.
-FREE = (*ASIDE, "trainer.max_epochs", "dataset.cache_dir", "backbone.cache_dir", "callbacks.pictures")
+FREE = (*ASIDE, "trainer.max_epochs", "callbacks.pictures")
 # What settings that came later were before, by group; of backbones by what is made.
 LATER: dict[str, dict[str, Any]] = {
     "": {"head": {}, "decay": "all", "ema": None, "microbatch": None, "whitening": None},
@@ -35,6 +37,7 @@ LATER_OF: dict[str, dict[str, Any]] = {
     "src.backbones.inception.": {"pool": "average"},
 }
 LOCK, HOLDER, PROGRESS, OVERRIDES = ".lock", ".holder", "progress.json", "overrides.json"
+STOP = "stop"  # a file that ends a run after its epoch
 PROBED = 1  # seconds: who only asks for the holder has the lock for a moment
 MOST, DEEPEST = 2**17, 20  # characters and levels that a config has
 
@@ -91,13 +94,13 @@ def begin(folder: Path, config: DictConfig, overrides: Sequence[str] = ()) -> No
     """
     results, path = folder / "results.json", folder / "config.yaml"
     done = read_results(folder)["last"]["epoch"] if results.exists() else None
-    if done is not None and not (has_checkpoint(folder) and config.trainer.max_epochs > done):
+    if done is not None and not (done and has_checkpoint(folder) and config.trainer.max_epochs > done):
         raise FileExistsError(
-            f"{folder} holds a finished run (results.json) of {done} epochs: choose another run_dir, or more "
-            "trainer.max_epochs to go on with it"
+            f"{folder} holds a finished run (results.json) of {done} epochs: choose another run_dir"
+            + (", or more trainer.max_epochs to go on with it" if done else "")
         )
-    if has_checkpoint(folder) and path.exists():
-        before, now = flat(OmegaConf.to_container(load_config(folder))), flat(OmegaConf.to_container(config))
+    if (begun := begun_with(folder)) is not None:
+        before, now = flat(OmegaConf.to_container(begun)), flat(OmegaConf.to_container(config))
         changed = [
             key
             for key in sorted(before.keys() | now.keys())
@@ -109,8 +112,14 @@ def begin(folder: Path, config: DictConfig, overrides: Sequence[str] = ()) -> No
             raise ValueError(f"{folder} holds {kind} run of another config ({differences}): choose another run_dir")
     if done is not None:
         os.replace(results, folder / f"results-{done}.json")
+        (folder / STOP).unlink(missing_ok=True)  # it has ended the run before
     write_atomically(path, OmegaConf.to_yaml(config))
     write_atomically(folder / OVERRIDES, json.dumps(list(overrides), indent=1))
+
+
+def begun_with(folder: Path) -> DictConfig | None:
+    """The config of the run that `folder` holds, where it can go on; errors as of `load_config`."""
+    return load_config(folder) if has_checkpoint(folder) and (folder / "config.yaml").exists() else None
 
 
 def read_overrides(folder: Path) -> list[str] | None:
@@ -138,7 +147,7 @@ def saying_how_to_go_on(folder: Path, overrides: Sequence[str]) -> Iterator[None
 def command_in(key: str, folder: Path, arguments: Sequence[str]) -> str:
     """The line that has `src.train` do what `arguments` say in `folder`, as its setting `key`."""
     kept = [argument for argument in arguments if not argument.startswith(f"{key}=")]
-    return shlex.join(["python", "-m", "src.train", *kept, f"{key}={folder}"])
+    return shlex.join(["python", "-m", "src.train", *kept, as_text(key, folder)])
 
 
 def locate(run: Path, checkpoint: str) -> tuple[Path, str]:
@@ -170,14 +179,14 @@ def load_config(folder: Path) -> DictConfig:
         plain = yaml.safe_load(text)
         if not isinstance(plain, dict):
             raise ValueError("it holds no settings")
-        _bring_up_to_date(plain)
+        bring_up_to_date(plain)
         settings.check_foreign(plain)
         return OmegaConf.create(plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} can't be used: {' '.join(str(error).split())}") from error
 
 
-def _bring_up_to_date(plain: dict[str, Any]) -> None:
+def bring_up_to_date(plain: dict[str, Any]) -> None:
     """Say in the config of a run of an earlier version what it did by default."""
     backbone = plain.get("backbone")
     target = str(backbone.get("_target_")) if isinstance(backbone, dict) else ""

@@ -22,7 +22,7 @@ class Guard:
     """An application for the browser of this machine alone, without what other pages in it would like to ask.
 
     A page whose own name leads to this machine (DNS rebinding) is known by the `Host` that its requests have, one
-    that posts here from elsewhere by its `Origin`.
+    that posts here from elsewhere by its `Origin`, and one that takes images from here by its `Sec-Fetch-Site`.
 
     Args:
         app: what is guarded.
@@ -64,6 +64,9 @@ class Guard:
     def _is_ours(self, headers: Headers) -> bool:
         """Whether a request is to this machine by its own name, and from no other page."""
         origin = headers.get("origin")
-        return headers.get("host", "").lower() in self.hosts and (
-            origin is None or origin.removeprefix("http://") in self.hosts
+        part_of_another = headers.get("sec-fetch-site") in ("cross-site", "same-site")  # who follows a link is welcome
+        return (
+            headers.get("host", "").lower() in self.hosts
+            and (origin is None or origin.removeprefix("http://") in self.hosts)
+            and not (part_of_another and headers.get("sec-fetch-mode") != "navigate")
         )

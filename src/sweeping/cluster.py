@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from src.hints import Count, NonNegative, Positive, Text
+from src.running.ranks import STARTED_BY
 from src.sweeping.jobs import Job, say_error, start
 from src.sweeping.launchers import Handle, JobLauncher
 
@@ -83,7 +84,7 @@ class Submitted:
 
 def _run(job: Job, environment: dict[str, str]) -> int:
     """On whichever node: run the job's command; end it with a checkpoint where Ray wants it ended."""
-    process = start(job, environment)
+    process = start(job, environment, without=STARTED_BY)
     try:
         while (status := process.poll()) is None:
             time.sleep(0.2)  # what Ray interrupts, unlike process.wait()

@@ -18,11 +18,12 @@ from omegaconf import open_dict
 
 from src import settings
 from src.running import runs
-from src.running.checkpoints import has_checkpoint
-from src.running.cli import FULL, PARENT, SHOWN, settled
+from src.running.checkpoints import EXPORTED, has_checkpoint
+from src.running.cli import FULL, PARENT, SHOWN, as_text, settled
 
 LONGEST = 160  # characters of a folder's name
 PLAN, LOG, FAILURE = "sweep.json", "log.txt", ".failure"
+WANDB = "wandb/*/files/config.yaml"  # W&B's own, of a run
 HEADING = "$ "  # of what one command wrote into the log
 Kind = Literal["finished", "running", "failed", "cut off", "waiting"]
 
@@ -73,7 +74,7 @@ class Job:
     @property
     def command(self) -> list[str]:
         """What a person would type to have this run."""
-        places = [f"sweep_dir={self.sweep}", f"run_dir={self.folder}"]
+        places = [as_text("sweep_dir", self.sweep), as_text("run_dir", self.folder)]
         return [sys.executable, "-m", "src.train", *self.flags, *self.overrides, *places]
 
 
@@ -202,7 +203,8 @@ def find_runs(folders: Iterable[Path]) -> dict[Path, Standing]:
 
     A folder in which something can't be read has failed, as has a sweep whose plan is damaged.
     """
-    found = {path.parent for folder in folders for path in folder.rglob("config.yaml")}
+    ours = (path.parent for folder in folders for path in folder.rglob("config.yaml") if not path.match(WANDB))
+    found = {folder for folder in ours if not (folder / EXPORTED).exists()}
     stand: dict[Path, Standing] = {}
     for sweep in {path.parent for folder in folders for path in folder.rglob(PLAN)}:
         try:
@@ -217,15 +219,19 @@ def find_runs(folders: Iterable[Path]) -> dict[Path, Standing]:
     return dict(sorted(stand.items()))
 
 
-def start(job: Job, environment: Mapping[str, str], hold: Iterable[int] = ()) -> subprocess.Popen[bytes]:
+def start(
+    job: Job, environment: Mapping[str, str], hold: Iterable[int] = (), without: Iterable[str] = ()
+) -> subprocess.Popen[bytes]:
     """Run a job in a process and session of its own, which writes what it says into the log of its folder.
 
     Args:
         environment: variables added to ours.
         hold: open files that the process shall keep open until it ends.
+        without: variables of ours that are not its own.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / FAILURE).unlink(missing_ok=True)
+    ours = {name: value for name, value in os.environ.items() if name not in set(without)}
     with (job.folder / LOG).open("ab") as log:
         log.write(f"{HEADING}{shlex.join(job.command)}\n".encode())
         log.flush()
@@ -235,7 +241,7 @@ def start(job: Job, environment: Mapping[str, str], hold: Iterable[int] = ()) ->
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, FULL: str(int(SHOWN)), PARENT: str(os.getpid()), **environment},
+            env={**ours, FULL: str(int(SHOWN)), PARENT: str(os.getpid()), **environment},
             pass_fds=tuple(hold),
             start_new_session=True,  # Ctrl-C in the terminal is ours to hand on
         )

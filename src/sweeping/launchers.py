@@ -7,7 +7,6 @@ them, and ends them; what differs between the kinds is `start`.
 import fcntl
 import math
 import os
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,10 +21,12 @@ from omegaconf import DictConfig
 from src import settings
 from src.hints import Count
 from src.running.cli import settled
+from src.running.ranks import STARTED_BY
 from src.sweeping.board import Board
 from src.sweeping.jobs import Job, Standing, make_jobs, note_failure, standing, start, under_way
 
 PATIENCE = 60  # seconds that jobs have to write their checkpoints when the sweep ends before them
+LOCKS = Path("/tmp/isif-gpus")  # the same for all users of a machine, whatever their TMPDIR
 HELD = 5  # seconds between two looks at a job that another sweep runs
 
 
@@ -98,6 +99,7 @@ class JobLauncher(Launcher):
                 """Put a job that is not running here where it belongs."""
                 now = standing(job.folder)
                 if now.kind == "running":
+                    before.pop(job, None)  # what was started here has left it to that other one
                     elsewhere.append(job)
                 elif now.kind == "finished" or job in before:
                     done[job] = now
@@ -162,7 +164,7 @@ class Local(JobLauncher):
                     return
                 if not named:
                     environment["CUDA_VISIBLE_DEVICES"] = ",".join(locks)
-            process = start(job, environment, locks.values())
+            process = start(job, environment, locks.values(), without=STARTED_BY)
             for lock in locks.values():
                 os.close(lock)  # the job's process has it now
             yield process
@@ -188,17 +190,22 @@ def _visible_gpus(accelerator: str) -> list[str]:
 
 def _lock_gpus(names: Sequence[str], count: int) -> dict[str, int]:
     """Hold `count` GPUs that no job of any sweep on this machine holds: open files by name; none if there are fewer."""
-    place = Path(tempfile.gettempdir()) / "isif-gpus"
-    if not place.exists():
-        place.mkdir(exist_ok=True)
-        place.chmod(0o1777)  # for other users' sweeps too
+    if not LOCKS.exists():
+        LOCKS.mkdir(exist_ok=True)
+        LOCKS.chmod(0o1777)  # for other users' sweeps too
     found: dict[str, int] = {}
     for name in names:
         if len(found) == count:
             break
-        path = place / name.replace("/", "-")
+        path = LOCKS / name.replace("/", "-")
         # Another user's file may be read, which is enough for a lock, but not opened to be created.
-        file = os.open(path, os.O_RDONLY if path.exists() else os.O_RDONLY | os.O_CREAT, 0o644)
+        new = not path.exists()
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CREAT * new)
+        except PermissionError:  # of one who keeps even that from us, so it may be held
+            continue
+        if new:
+            os.fchmod(file, 0o644)  # whatever our umask
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found[name] = file

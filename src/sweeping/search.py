@@ -1,6 +1,8 @@
 """A search for the settings that score best on held-out images: `hydra/sweeper=optuna`."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from src.hints import Count, Seed
+from src.running import runs
 from src.sweeping.jobs import Job, Standing, is_aside, make_jobs, plan
 from src.sweeping.sweepers import Grid, conclude, saying_how_to_go_on
 
@@ -32,6 +35,7 @@ class Search(Grid):
         self.trials, self.prune, self.seed = trials, prune, seed
 
     def sweep(self, arguments: list[str]) -> None:
+        from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import Trial, TrialState
 
         overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(arguments)
@@ -53,21 +57,25 @@ class Search(Grid):
             )
 
         def job_of(values: Mapping[str, Any]) -> Job:
-            (job,) = make_jobs(self.config, self.loader, [[*fixed, *(spelled(key, values[key]) for key in space)]])
+            drawn = [spelled(key, values[key], one) for key, one in space.items()]
+            (job,) = make_jobs(self.config, self.loader, [[*fixed, *drawn]])
             return replace(job, common=frozenset(fixed))
 
-        examples = {key: one.choices[0] if hasattr(one, "choices") else one.low for key, one in space.items()}
-        sweep = job_of(examples).sweep  # which checks the settings
+        ends = {key: one.choices if hasattr(one, "choices") else (one.low, one.high) for key, one in space.items()}
+        first = {key: values[0] for key, values in ends.items()}
+        # A value that may not be must be told now, not when it is drawn.
+        (sweep,) = {job_of(first | {key: value}).sweep for key, values in ends.items() for value in values}
         telling = [str(o.input_line) for o in overrides if not is_aside(str(o.input_line))]
         study = open_study(sweep, telling, self.seed, self.prune)
         open_trials: dict[Job, list[Trial]] = {}
 
         def draw() -> Iterator[Job]:
-            left_open = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
-            for number in range(len(left_open) + self.trials - len(study.get_trials(deepcopy=False))):
-                again = number < len(left_open)
-                trial = Trial(study, left_open[number]._trial_id) if again else study.ask(space)
-                job = job_of(trial.params)
+            known = study.get_trials(deepcopy=False)
+            left_open = deque(trial._trial_id for trial in known if trial.state == TrialState.RUNNING)
+            while left_open or len(study.get_trials(deepcopy=False)) < self.trials:
+                trial = Trial(study, left_open.popleft()) if left_open else study.ask()
+                # Of one left open what it has; where its process died in between, the rest is drawn.
+                job = job_of({key: trial._suggest(key, one) for key, one in space.items()})
                 open_trials.setdefault(job, []).append(trial)
                 if len(open_trials[job]) == 1:  # the others have the same settings, so the same score
                     plan(sweep, [job])
@@ -75,18 +83,21 @@ class Search(Grid):
 
         def ended(job: Job, now: Standing) -> None:
             for trial in open_trials.pop(job) if now.kind == "finished" else ():
-                pruned = (job.folder / "stop").exists()  # its score is the last that was reported
-                study.tell(trial, None if pruned else now.score, TrialState.PRUNED if pruned else TrialState.COMPLETE)
+                pruned = (job.folder / runs.STOP).exists()  # its score is the last that was reported
+                state = TrialState.PRUNED if pruned else TrialState.COMPLETE
+                # The same search, started twice, may have told it before.
+                study.tell(trial, None if pruned else now.score, state, skip_if_finished=True)
 
         def look(job: Job, now: Standing) -> None:
             for trial in open_trials[job]:
                 known = study.trials[trial.number].intermediate_values
                 for epoch, score in now.progress.get("scores", ()):
                     if epoch > 0 and epoch not in known:
-                        trial.report(score, int(epoch))
+                        with suppress(UpdateFinishedTrialError):  # told elsewhere
+                            trial.report(score, int(epoch))
                 unfinished = now.progress and now.progress["epoch"] < now.progress["epochs"]
                 if self.prune and unfinished and trial.should_prune():
-                    (job.folder / "stop").touch()
+                    (job.folder / runs.STOP).touch()
 
         with saying_how_to_go_on(sweep):
             done = self.launcher.run(draw(), self.trials, ended=ended, look=look)
@@ -143,6 +154,8 @@ def distribution(override: Override) -> Any:
     return CategoricalDistribution(choices)
 
 
-def spelled(key: str, value: Any) -> str:
-    """The override that a trial's run is made with: four digits of a number are enough."""
-    return f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+def spelled(key: str, value: Any, within: Any) -> str:
+    """The override that a trial's run is made with: four digits of a number are enough, unless they leave its range."""
+    rounded = f"{value:.4g}" if isinstance(value, float) else str(value)
+    outside = isinstance(value, float) and not within.low <= float(rounded) <= within.high
+    return f"{key}={value if outside else rounded}"

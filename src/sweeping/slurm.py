@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from src.sweeping.jobs import Job, say_error, start
 from src.sweeping.launchers import Handle, JobLauncher
 
 NOTE = ".slurm"  # in a job's folder: Slurm's number of it
+LOOK_EVERY = 5.0  # seconds between two questions to Slurm
 
 
 class Slurm(JobLauncher):
@@ -39,7 +41,7 @@ class Slurm(JobLauncher):
         others: any other option of sbatch, `{constraint: a100}`.
     """
 
-    look_every = 5.0
+    look_every = LOOK_EVERY
 
     def __init__(
         self,
@@ -115,7 +117,7 @@ class Slurm(JobLauncher):
         from submitit import SlurmJob
 
         known: Any = SlurmJob(job.sweep / "slurm", number)
-        gone = known.done(force_check=True) or known.state == "UNKNOWN"
+        gone = known.done(force_check=True) or known.state == "UNKNOWN" or preempted_for_good(known)
         return None if gone else Submitted(job, known)
 
 
@@ -128,6 +130,9 @@ class Submitted:
     def poll(self) -> int | None:
         if self.ended:
             self.known.get_info("force")  # by itself submitit asks Slurm every ten minutes
+        if preempted_for_good(self.known):
+            say_error(self.job, f"Slurm's job {self.known.job_id}: it was preempted, and is in the queue no more")
+            return 1
         if not self.known.done():
             return None
         if self.ended:
@@ -153,6 +158,18 @@ class Submitted:
         self.known.cancel(check=False)
 
 
+def preempted_for_good(known: Any) -> bool:
+    """Whether Slurm preempted a job and has not put it back into the queue, as it may: submitit would wait for ever."""
+    return known.state == "PREEMPTED" and state_of(known.job_id) == ""
+
+
+def state_of(number: str) -> str | None:
+    """Of Slurm's job `number`, as its queue has it; empty where it isn't there, None where Slurm does not say."""
+    asked = subprocess.run(["squeue", "-h", "-j", number, "-o", "%T"], capture_output=True, text=True)
+    absent = "Invalid job id" in asked.stderr
+    return None if asked.returncode and not absent else asked.stdout.strip()
+
+
 class Task:
     """What a task of a job does, on whichever node: run its command; tell it when it has to make room."""
 
@@ -165,6 +182,9 @@ class Task:
         self.process = start(self.job, {})
         status = self.process.wait()
         if self.ended:
+            # Within the grace time of a preemption a job that leaves has failed; one that stays is put into the queue.
+            while os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and state_of(os.environ["SLURM_JOB_ID"]) == "RUNNING":
+                time.sleep(LOOK_EVERY)
             sys.exit(128 + signal.SIGTERM)  # without a result: Slurm says whether it is over, or goes on
         return status
 

@@ -93,5 +93,5 @@ def test_given_weights_keep_their_filters(cache: Path, tmp_path: Path) -> None:
 
 
 def test_images_too_small(cache: Path) -> None:
-    with pytest.raises(ValueError, match=r"input.size=4 or one of dataset.view_sizes is too small"):
+    with pytest.raises(ValueError, match=r"input.size=4 or one of dataset.view_sizes does not suit"):
         configured(cache, "input.size=4")

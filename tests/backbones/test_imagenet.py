@@ -7,6 +7,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from src.assemble import check_size
 from src.backbones.imagenet import Pooled, _give_up_soon, from_timm, from_torchvision
 from tests.conftest import Server
 
@@ -34,6 +35,19 @@ def test_a_file_of_weights(tmp_path: Path, suffix: str) -> None:
         torch.testing.assert_close(whole.fc(network(images)), whole(images))
 
 
+def test_googlenet_is_the_same_network_wherever_its_weights_come_from(tmp_path: Path) -> None:
+    """Torchvision's are of images in another range, and its file has two classifiers besides."""
+    whole = torchvision.models.googlenet(weights=None, transform_input=True, init_weights=False).eval()
+    torch.save(whole.state_dict(), tmp_path / "net.pth")
+    network = from_torchvision("googlenet", str(tmp_path / "net.pth"), pretrained=True).eval()
+    bare = from_torchvision("googlenet", None, pretrained=False).eval()  # as a checkpoint fills it
+    bare.load_state_dict(network.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(whole.fc(network(images)), whole(images))
+        assert torch.equal(bare(images), network(images))
+
+
 def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         from_torchvision("resnet18", str(tmp_path / "none.pth"), pretrained=True)
@@ -55,10 +69,17 @@ def test_timm(tmp_path: Path) -> None:
     with torch.inference_mode():
         ours = from_timm("resnet10t", str(tmp_path / "net.safetensors"), pretrained=True).eval()(images)
         torch.testing.assert_close(ours, whole.forward_head(whole.forward_features(images), pre_logits=True))
+    other = from_timm("mobilenetv3_small_050", None, pretrained=False).eval()  # a layer behind its pooling
+    assert other(torch.randn(1, 3, 64, 64)).shape == (1, other.num_features)
+    other.num_features -= 1
+    with pytest.raises(ValueError, match=r"does not suit the network \(it makes features of \(1024,\), not 1023\)"):
+        check_size(other, 64)
     with pytest.raises(ValueError, match=r"backbone.name=nonsense"):
         from_timm("nonsense", None, pretrained=False)
     with pytest.raises(FileNotFoundError, match="no such file"):
         from_timm("resnet10t", str(tmp_path / "none.pth"), pretrained=True)
+    with pytest.raises(ValueError, match=r"^input.size=32 or one of dataset.view_sizes does not suit .*224"):
+        check_size(from_timm("vit_tiny_patch16_224", None, pretrained=False), 32)
 
 
 def test_a_hub_that_is_out_of_reach_is_not_asked_again_and_again(

@@ -40,6 +40,14 @@ def test_local_response_norm_is_torchs(channels: int) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_local_response_norm_of_large_numbers_in_float16() -> None:
+    """Whose squares float16 does not have."""
+    norm, images = LocalResponseNorm(64), torch.randn(2, 64, 9, 9) * 2000
+    found = norm(images.half())
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), norm(images), rtol=2e-3, atol=1e-2)
+
+
 @pytest.mark.parametrize("pool", ["average", "average_max"])
 def test_pooling(pool: Any) -> None:
     network, images = published(None, pretrained=False, cache_dir="unused", pool=pool).eval(), torch.randn(2, 3, 96, 96)

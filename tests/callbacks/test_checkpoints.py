@@ -113,6 +113,15 @@ def test_killed_between_the_last_and_the_best(tmp_path: Path) -> None:
     assert kept(tmp_path) == {"best": 2, "last": 3, "previous": 2}
 
 
+def test_killed_between_the_last_and_the_best_of_the_last_epoch(tmp_path: Path) -> None:
+    """Nothing is left to train."""
+    fit(tmp_path, [1, 2], 2)
+    best, last = (checkpoints.path_of(tmp_path, name) for name in ("best", "last"))
+    best.unlink()
+    fit(tmp_path, [], 2, start=last)
+    assert kept(tmp_path) == {"best": 2, "last": 2, "previous": 1}
+
+
 def test_without_links_the_best_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*args: object) -> None:
         raise OSError(95, "Operation not supported")

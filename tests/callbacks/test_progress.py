@@ -25,7 +25,8 @@ def test_the_time_left_is_the_whole_runs_at_its_pace(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("src.callbacks.progress.time.monotonic", lambda: now)
     shown: list[Any] = []
     monkeypatch.setattr(RichProgressBar, "on_train_start", lambda *given: shown.append(given))
-    run = {"max_epochs": 5, "num_training_batches": 20, "log_every_n_steps": 10, "is_last_batch": False}
+    run = {"max_epochs": 5, "num_training_batches": 39, "log_every_n_steps": 10, "is_last_batch": False}
+    run |= {"accumulate_grad_batches": 2}
     state: Any = SimpleNamespace(training=True, callback_metrics={"train/loss_step": 3.0}, global_step=10, **run)
     bar = Progress()
     bar.on_train_start(state, MODULE)  # a run that goes on has steps behind it
@@ -54,10 +55,17 @@ def test_other_passes_have_a_bar_of_their_own(monkeypatch: pytest.MonkeyPatch, s
 
     monkeypatch.setattr(bar, "_add_task", add)
     monkeypatch.setattr(bar, "_update", lambda task, done: said.append((task, done)))
-    if shown:
+
+    def start(trainer: Any) -> None:  # as in the first pass of a run, which no other bar came before
+        said.append(trainer)
         monkeypatch.setattr(bar, "progress", SimpleNamespace(remove_task=lambda task: said.append(task)))
+
+    monkeypatch.setattr(bar, "_init_progress", start)
+    bar._trainer = trainer = SimpleNamespace()  # type: ignore[assignment]
+    if not shown:
+        bar.disable()
     assert list(bar.track("abc", 3, "Features")) == ["a", "b", "c"]
-    assert said == ([("Features", 3), (7, 1), (7, 2), (7, 3), 7] if shown else [])
+    assert said == ([trainer, ("Features", 3), (7, 1), (7, 2), (7, 3), 7] if shown else [])
     bar.disable()
     said.clear()
     assert list(bar.track("abc", 3, "Features")) == ["a", "b", "c"]

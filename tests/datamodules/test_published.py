@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import tarfile
 import zipfile
@@ -225,6 +226,52 @@ def test_an_archive_that_leaves_its_folder_is_refused(tmp_path: Path, kind: str)
     path.write_bytes(b"no archive")
     with pytest.raises(OSError, match=r"evil.* can't be unpacked"):
         unpack(path, tmp_path / "folder")
+
+
+def test_other_options_are_another_store(tmp_path: Path) -> None:
+    """Each has the classes and images that its own options say, whichever came first."""
+    cub(tmp_path / "original")
+    cub(tmp_path / "other")
+    options: dict[str, Any]
+    counted, free = [5, 4], {"counts": None}
+    for options, train in (({}, 5), ({"train_classes": 3, **free}, 6), (free, 5), ({"counts": counted}, 5)):
+        made = make(CUB200, tmp_path / "original", tmp_path / "cache", **options)
+        assert len(store(made).splits["train"]) == train
+    path = make(CUB200, tmp_path / "original", tmp_path / "cache").path
+    assert make(CUB200, tmp_path / "other", tmp_path / "cache").path == path, "the published images are the same"
+    for options in ({"size": 16}, {"resample": "bilinear"}, {"skip_broken": True}, free):
+        assert make(CUB200, tmp_path / "original", tmp_path / "cache", **options).path != path
+    places = {make(CUB200, tmp_path / name, tmp_path / "cache", **free).path for name in ("original", "other")}
+    assert len(places) == 2
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_an_unpacking_that_was_cut_off_leaves_nothing_that_looks_like_the_whole(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "made" / "set" / name).mkdir(parents=True)
+        (tmp_path / "made" / "set" / name / "image").write_text(name)
+    path = Path(shutil.make_archive(str(tmp_path / "set"), kind, tmp_path / "made"))
+    root = tmp_path / "root"
+    (root / "set").mkdir(parents=True)
+    (root / "set" / "mine").touch()
+    extracted = list[str]()
+
+    def fail(*given: Any, **named: Any) -> Any:
+        extracted.append("one")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfileobj" if kind == "zip" else "tarfile.copyfileobj", fail)
+        with pytest.raises(KeyboardInterrupt):
+            unpack(path, root)
+    assert extracted
+    assert [found.name for found in root.rglob("*")] == ["set", "mine"]
+    (root / f".{path.name}.partial" / "set" / "one").mkdir(parents=True)  # what SIGKILL leaves
+    unpack(path, root)
+    assert sorted(found.name for found in root.rglob("*")) == ["image", "image", "mine", "one", "set", "two"]
+    assert [(root / "set" / name / "image").read_text() for name in ("one", "two")] == ["one", "two"]
 
 
 def stl(root: Path, counts: dict[str, int]) -> dict[str, np.ndarray]:

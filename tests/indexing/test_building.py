@@ -89,6 +89,25 @@ def test_broken_files_are_left_out_and_looked_at_once(embedder: Embedder, pictur
     assert not (tmp_path / "none").exists()
 
 
+def test_a_file_that_could_not_be_read_is_tried_again(
+    embedder: Embedder, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was in the way, permissions or a network, need not have changed the file."""
+    read = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == "0007.png":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        for _ in range(2):
+            assert made(embedder, pictures, tmp_path / "out")[1:] in ((0, 1), (39, 1))
+    assert next(Index(tmp_path / "out").left_out()).endswith("0007.png can't be read: Permission denied")
+    assert made(embedder, pictures, tmp_path / "out") == (1, 39, 0)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="names that are no Unicode")
 def test_any_name_of_a_file_can_be_found_again(embedder: Embedder, tmp_path: Path) -> None:
     names = ["quo'te\n.png", "ä ö.png", os.fsdecode(b"\xff\xfe.png")]

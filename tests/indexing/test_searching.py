@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from src.embedder import Embedder, load
 from src.indexing import approximate
@@ -111,6 +112,22 @@ class Vectors:
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+
+def test_an_approximate_search_finds_as_many_as_are_asked_for(tmp_path: Path) -> None:
+    """Where alike vectors lie in lists of fewer than k, and the other lists far off."""
+    heaps = np.repeat(points(60, 32), 64, axis=0) + 0.01 * points(60 * 64, 32, seed=1)
+    vectors = (heaps / np.linalg.norm(heaps, axis=1, keepdims=True)).astype(np.float32)
+    index: list[Index] = [Vectors(vectors, tmp_path)]  # type: ignore[list-item]
+    few = approximate._Copy(index[0], 50, tmp_path / "cache")
+    few.lists.nprobe = 1
+    own = torch.arange(300)
+    values, rows = few.search(torch.from_numpy(vectors[:300]), 200, own)
+    assert few.lists.nprobe == 1
+    assert values.isfinite().all()
+    assert (rows >= 0).all()
+    assert (rows != own[:, None]).all()
+    assert np.allclose(values, np.einsum("qkd,qd->qk", vectors[rows], vectors[:300]), atol=1e-6)
 
 
 def test_what_an_approximate_search_misses_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,14 @@ def test_nmi_against_scikit_learn(first: int, second: int, average: str) -> None
     assert normalized_mutual_information(a * 7 + 3, b, average).item() == pytest.approx(ours)
 
 
+def test_a_gallery_is_not_looked_at() -> None:
+    """Another metric of the protocol may have one."""
+    points, labels = torch.eye(4).repeat(5, 1), torch.arange(4).repeat(5)
+    metric = Clustering(1)
+    metric.update(points, labels, points[:4], labels[:4].flip(0))
+    assert metric.compute()["NMI"].item() == pytest.approx(100)
+
+
 def weighted_nmi(first: Tensor, second: Tensor, average: str, weight: Tensor) -> float:
     """By the tables of shares, each image counted as often as its weight says."""
     table = torch.zeros(int(first.max()) + 1, int(second.max()) + 1, dtype=torch.float64)

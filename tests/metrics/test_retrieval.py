@@ -32,6 +32,15 @@ def ours(points: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float
     return {name: value.item() for name, value in metric.compute().items()}
 
 
+def test_a_gallery_is_not_looked_at() -> None:
+    """Another metric of the protocol may have one."""
+    points = normalize(torch.randn(20, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    labels = torch.arange(20) % 4
+    metric = Retrieval((1, 2))
+    metric.update(points, labels, points.flip(0), labels)
+    assert {name: value.item() for name, value in metric.compute().items()} == ours(points, labels, (1, 2))
+
+
 def duplicates(seed: int) -> Tensor:
     """Forty images, many the same, whose similarities are exact."""
     axes = torch.cat([torch.eye(4), -torch.eye(4)]).double()

@@ -50,13 +50,45 @@ def test_what_no_run_writes_is_named(result: dict[str, Any], name: str, value: A
         ("config__dataset__validation", 0.1, "dataset.validation"),
         ("config__dataset__split", "random", "dataset.split"),
         ("config__dataset__name", "cifar10", "dataset"),
-        ("config__trainer__max_epochs", 9, "epochs"),
     ],
 )
 def test_what_is_measured_otherwise_stands_apart(result: dict[str, Any], name: str, value: Any, fact: str) -> None:
     one, other = group_by_protocol([changed(result), changed(result, 1), changed(result, 2, **{name: value})])
     assert [len(group.results) for group in (one, other)] == [2, 1]
     assert fact in differing([one, other])
+
+
+def test_a_run_that_was_stopped_stands_apart(result: dict[str, Any]) -> None:
+    """By the epochs that it had; the untrained network, which has none, is everybody's."""
+    whole, stopped, untrained = (changed(result, seed) for seed in range(3))
+    stopped["last"] = stopped["history"][1]
+    untrained["last"] = untrained["history"][0]
+    one, other = group_by_protocol([whole, stopped, untrained])
+    assert [one.facts["epochs"], other.facts["epochs"]] == ["2", "1"]
+    assert [len(group.results) for group in (one, other)] == [2, 1]
+
+
+def test_what_a_sweep_told_apart_is_no_copy(result: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever it varied, but for where a run logs, keeps its images and what it draws."""
+    apart: dict[str, Any] = {"config__dataset__seed": 7, "config__callbacks__probe": {"lr": 1.0}}
+    write_runs(tmp_path, [changed(result), *(changed(result, **{key: value}) for key, value in apart.items())])
+    found, left_out = find_results([tmp_path])
+    assert (len(found), left_out) == (3, [])
+    (protocol,) = group_by_protocol(found)
+    assert sorted(map(len, protocol.settings.values())) == [1, 2], "another seed of the order is another seed"
+    same: dict[str, Any] = {"config__callbacks__pictures": None, "config__dataset__cache_dir": "/else"}
+    same["config__logger"] = {"a": 1}
+    write_runs(tmp_path / "same", [changed(result), *(changed(result, **{key: value}) for key, value in same.items())])
+    assert len(find_results([tmp_path / "same"])[0]) == 1
+
+
+def test_what_an_earlier_version_did_by_default_is_said(result: dict[str, Any], tmp_path: Path) -> None:
+    before = changed(result, 1)
+    for setting in ("ema", "decay", "microbatch", "whitening"):
+        del before["config"][setting]
+    write_runs(tmp_path, [changed(result), before])
+    (protocol,) = group_by_protocol(find_results([tmp_path])[0])
+    assert [len(runs) for runs in protocol.settings.values()] == [2], "two seeds of one setting"
 
 
 def test_another_method_is_measured_alike(result: dict[str, Any]) -> None:

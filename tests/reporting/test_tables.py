@@ -40,6 +40,14 @@ def test_seeds_are_averaged_in_both_spaces(result: dict[str, Any]) -> None:
         assert row[column].spread == pytest.approx(np.std(values, ddof=1), abs=1e-9)
 
 
+def test_where_a_run_logs_and_keeps_its_images_makes_no_other_experiment(result: dict[str, Any]) -> None:
+    caches = {"config__cache_dir": "/a", "config__dataset__cache_dir": "/a", "config__backbone__cache_dir": "/a"}
+    runs = [changed(result), changed(result, 1, choices__logger="wandb", config__logger={"project": "x"})]
+    runs.append(changed(result, 2, **caches))
+    (row,) = cells(runs)
+    assert row["runs"] == Number(3, 0)
+
+
 def test_an_interval_is_of_one_run_and_never_a_spread(result: dict[str, Any]) -> None:
     runs = [changed(result, seed) for seed in (3, 4)]
     last = runs[0]["last"]["knn/top1"]

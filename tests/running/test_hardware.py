@@ -20,6 +20,9 @@ def test_accelerator(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, aut
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert select_accelerator("auto") == auto
+    assert select_accelerator("auto", scores=True) == auto.replace("mps", "cpu")
+    with pytest.raises(ValueError, match=r"trainer.accelerator=mps: it has no float64"):
+        select_accelerator("mps", scores=True)
     assert select_accelerator("cpu") == "cpu"
     for asked, accelerator, there in (("gpu", "gpu", cuda), ("cuda", "gpu", cuda), ("mps", "mps", mps)):
         if there:
@@ -27,6 +30,14 @@ def test_accelerator(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, aut
         else:
             with pytest.raises(ValueError, match=f"accelerator={asked}, but none is visible here"):
                 select_accelerator(asked)
+
+
+def test_what_a_run_of_a_gpu_computed_in_is_computed_here_in_float32() -> None:
+    assert hardware.recall_precision("16-mixed", "cpu") == "32-true"
+    assert hardware.recall_precision("16-mixed", "gpu") == "16-mixed"
+    assert hardware.recall_precision("bf16-mixed", "cpu") == "bf16-mixed"
+    with pytest.raises(ValueError, match="needs a GPU"):
+        select_precision("16-mixed", "cpu")
 
 
 @pytest.mark.parametrize(("devices", "ranks"), [(1, 1), ("3", 3), (-1, 1), ("-1", 1), ("auto", 1)])

@@ -68,8 +68,9 @@ def test_they_do_not_outlive_their_parent(tmp_path: Path, number: signal.Signals
 
 def test_two_nodes_give_the_numbers_of_one(run: Run, tmp_path: Path, cache: Path) -> None:
     """Processes that torchrun started, one a node, and that srun did, as its variables say; of one thread each."""
-    options = ["dataset.limit=200", "dataset.batch_size=16", "trainer.max_epochs=1", "protocol.metrics.knn.k=20"]
+    options = ["dataset.limit=200", "dataset.batch_size=16", "backbone=resnet18_slim", "protocol.metrics.knn.k=20"]
     options += ["input.size=16", "trainer=ddp", "trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null"]
+    options += ["trainer.max_epochs=1"]
     one = run("src.train", *options, "trainer.devices=2", f"run_dir={tmp_path / 'one'}", OMP_NUM_THREADS="1")
     assert one.returncode == 0, one.stderr
     several = [*options, "trainer.devices=1", "trainer.num_nodes=2"]

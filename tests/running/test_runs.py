@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from tests.test_settings import plain
 def folder(tmp_path: Path) -> Path:
     """Of a run that trained two epochs of five."""
     runs.begin(tmp_path, OmegaConf.create(plain("trainer=default", "trainer.max_epochs=5")))
-    checkpoints.save({"epoch": 1, "state_dict": {}}, checkpoints.path_of(tmp_path, "last"))
+    checkpoints.save({"epoch": 1, "global_step": 9, "state_dict": {}}, checkpoints.path_of(tmp_path, "last"))
     return tmp_path
 
 
@@ -73,17 +74,25 @@ def test_a_finished_run_takes_more_epochs_and_nothing_else(folder: Path) -> None
         again(folder)
     with pytest.raises(ValueError, match="finished run of another config"):
         again(folder, "trainer.max_epochs=6", "seed=1")
+    (folder / "stop").touch()  # which has ended it, and would end it again
     assert (folder / "results.json").read_text() == before
     again(folder, "trainer.max_epochs=6")
     assert not (folder / "results.json").exists()
     assert (folder / "results-5.json").read_text() == before
+    assert not (folder / "stop").exists()
 
 
 def test_a_finished_run_without_training_is_not_extended(folder: Path) -> None:
     finish(folder, 0)
     checkpoints.path_of(folder, "last").unlink()
-    with pytest.raises(FileExistsError, match="of 0 epochs"):
+    with pytest.raises(FileExistsError, match=r"of 0 epochs: choose another run_dir$"):
         again(folder, "trainer.max_epochs=6")
+
+
+def test_what_makes_a_run_go_on_can_be_typed() -> None:
+    """Hydra takes a comma for another value."""
+    said = runs.command_in("run_dir", Path("/data/a,b"), ["seed=1"])
+    assert shlex.split(said)[-2:] == ["seed=1", 'run_dir="/data/a,b"']
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -167,7 +176,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 
 
 def content(epoch: int) -> dict[str, Any]:
-    return {"epoch": epoch, "state_dict": {"weight": torch.full((1000,), float(epoch))}}
+    return {"epoch": epoch, "global_step": 9, "state_dict": {"weight": torch.full((1000,), float(epoch))}}
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,7 +226,7 @@ def test_a_checkpoint_runs_nothing(tmp_path: Path) -> None:
 
     path = checkpoints.path_of(tmp_path, "last")
     path.parent.mkdir()
-    torch.save({"epoch": 1, "state_dict": {}, "callbacks": Evil()}, path)
+    torch.save({"epoch": 1, "global_step": 9, "state_dict": {}, "callbacks": Evil()}, path)
     with pytest.raises(ValueError, match="cannot be read"):
         checkpoints.load(path)
     assert not (tmp_path / "made").exists()

@@ -123,6 +123,10 @@ def test_nothing_else_is_there(ask: Client, path: str, status: int, words: str) 
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "https://127.0.0.1:{port}"}, 403),
         ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "no-cors"}, 200),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),  # a link
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),  # an <img>
+        ({"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"}, 403),  # another port's
     ],
 )
 def test_only_this_machine_and_this_page_may_ask(

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src.running import runs
+from src.running.checkpoints import EXPORTED
 from src.sweeping.jobs import FAILURE, HEADING, LOG, Job, find_runs, note_failure, plan, planned, standing, under_way
 
 
@@ -80,6 +82,25 @@ def test_how_a_run_stands(tmp_path: Path) -> None:
     }
     (run.folder / "results.json").write_text("{")
     assert standing(run.folder).kind == "failed"
+
+
+def test_a_comma_in_a_path_makes_no_two_values() -> None:
+    read = OverridesParser.create().parse_override
+    for sweep in ("/data/a,b", "/data/[a] {b}", "/data/ä b", '/data/a"b'):
+        places = Job(Path(sweep), ("seed=1",)).command[-2:]
+        assert [read(place).value() for place in places] == [sweep, f"{sweep}/seed=1"], "one text each"
+        assert not any(read(place).is_sweep_override() for place in places)
+    assert Job(Path("/data/a b"), ()).command[-2] == 'sweep_dir="/data/a b"'
+    assert Job(Path("/data/a-b"), ()).command[-2] == "sweep_dir=/data/a-b"
+
+
+def test_other_configs_below_a_run_are_no_runs(tmp_path: Path) -> None:
+    """Those of an exported network, and W&B's."""
+    for place in ("run", "run/exported/safetensors", "run/wandb/run-1/files"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "config.yaml").touch()
+    (tmp_path / "run/exported/safetensors" / EXPORTED).touch()
+    assert list(find_runs([tmp_path])) == [tmp_path / "run"]
 
 
 def test_what_cannot_be_read_has_failed_and_the_others_are_listed(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from typing import Any
 import pytest
 
 from src.running import runs
+from src.running.ranks import STARTED_BY
+from src.sweeping import launchers
 from src.sweeping.jobs import Job, Standing
 from src.sweeping.launchers import Local
 from tests.conftest import Run
@@ -99,7 +100,7 @@ def test_no_more_at_once_than_asked_for_and_drawn_no_sooner(tmp_path: Path) -> N
 
 
 def test_two_sweeps_share_gpus_without_collision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("src.sweeping.launchers.LOCKS", tmp_path / "locks")
     kept = [numbered(tmp_path, 3, BUSY), numbered(tmp_path, 6, BUSY)[3:]]
     kept[0].append(script(tmp_path, f"number = 9\n{BUSY}\n{FINISH}", devices=2))
     kept[1].append(script(tmp_path, f"number = 8\n{BUSY}\n{FINISH}", devices=[1]))
@@ -134,6 +135,64 @@ def test_a_job_that_another_sweep_runs_is_waited_for(tmp_path: Path, monkeypatch
     assert local(1).run(iter([job]), 1)[job].kind == "finished"
     thread.join()
     assert times(tmp_path) == [1]
+
+
+def test_a_job_that_another_sweep_was_faster_with_and_gave_up_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both drew it; what was started here could not have the folder."""
+    monkeypatch.setattr("src.sweeping.launchers.HELD", 0.2)
+    code = f"""
+import pathlib, sys, time
+from src.running import runs
+(pathlib.Path({str(tmp_path)!r}) / "started").touch()
+while not (pathlib.Path({str(tmp_path)!r}) / "held").exists():
+    time.sleep(0.01)
+with runs.claimed(pathlib.Path(sys.argv[1])):
+    pass
+"""
+    (job,) = numbered(tmp_path / "sweep", 1, code)
+    job.folder.mkdir(parents=True)
+
+    def other() -> None:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        with runs.claimed(job.folder):
+            (tmp_path / "held").touch()
+            while "is being written by" not in (job.folder / "log.txt").read_text():
+                time.sleep(0.01)
+            time.sleep(1)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert local(1).run(iter([job]), 1)[job].kind == "finished"
+    thread.join()
+
+
+def test_a_job_is_not_of_those_that_srun_or_torchrun_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the sweep is."""
+    for name in STARTED_BY:
+        monkeypatch.setenv(name, "1")
+    (job,) = numbered(tmp_path, 1, f"import os\nassert not {{*{STARTED_BY}}} & os.environ.keys()")
+    assert local(1).run(iter([job]), 1)[job].kind == "finished"
+
+
+def test_others_may_ask_whether_a_gpu_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.sweeping.launchers.LOCKS", tmp_path / "locks")
+    before = os.umask(0o077)
+    try:
+        held = launchers._lock_gpus(["0"], 1)
+    finally:
+        os.umask(before)
+    for file in held.values():
+        os.close(file)
+    assert (tmp_path / "locks" / "0").stat().st_mode & 0o777 == 0o644
+
+    def refuse(*given: Any) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.open", refuse)
+    assert launchers._lock_gpus(["0"], 1) == {}, "it may be held"
 
 
 SWEEP = """

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from omegaconf import OmegaConf
 from src.sweeping import search
 from src.sweeping.jobs import Job
 from src.sweeping.launchers import Local
-from src.sweeping.search import STUDY, Search, distribution, open_study
+from src.sweeping.search import STUDY, Search, distribution, open_study, spelled
 from tests.conftest import Run
 from tests.sweeping.test_launchers import Script
 
@@ -147,6 +149,38 @@ def test_an_open_trial_is_gone_on_with(tmp_path: Path, trials: Any) -> None:
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
 
 
+def test_a_trial_whose_process_died_before_all_was_drawn(tmp_path: Path, trials: Any) -> None:
+    open_study(tmp_path, ["x=interval(0,90)"], 0, False).ask()
+    study, drawn = trials(1, "x=interval(0,90)")
+    assert len(study.trials) == len(drawn) == 1
+    assert study.trials[0].value == pytest.approx(study.trials[0].params["x"], rel=1e-3)
+
+
+def test_a_trial_that_the_same_search_ends_elsewhere(tmp_path: Path, trials: Any) -> None:
+    """It was started twice; the score of the first to tell stands."""
+    study = open_study(tmp_path, ["x=interval(0,90)"], 0, False)
+    left = study.ask({"x": FloatDistribution(0, 90)})
+
+    def tell() -> None:
+        while not list(tmp_path.glob("*/times")):
+            time.sleep(0.01)
+        study.tell(left, 7.0)
+
+    other = threading.Thread(target=tell)
+    other.start()
+    found, drawn = trials(1, "x=interval(0,90)", pause=0.05)
+    other.join()
+    assert [trial.value for trial in found.trials] == [7.0]
+    assert len(drawn) == 1
+
+
+def test_a_number_is_short_and_in_its_range() -> None:
+    assert spelled("x", 0.123456, FloatDistribution(0, 1)) == "x=0.1235"
+    assert spelled("ema", 0.99998, FloatDistribution(0.999, 0.99999)) == "ema=0.99998"
+    assert spelled("x", 12345678, IntDistribution(1, 10**9)) == "x=12345678"
+    assert spelled("method", "nce", CategoricalDistribution(["nce"])) == "method=nce"
+
+
 def test_the_same_proposal_runs_once(tmp_path: Path, trials: Any) -> None:
     study, drawn = trials(6, "x=range(1,3)", most=3, pause=0.02)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 6
@@ -201,6 +235,8 @@ def test_held_out_images_decide(run: Run, tmp_path: Path) -> None:
         (["optimizer.lr=0.1,0.2"], "hydra/sweeper=optuna chooses by held-out images"),
         (["hydra.sweeper.trials=x", "seed=0,1"], "hydra.sweeper.trials=x: must be a whole number of at least 1"),
         (["dataset.validation=0.1", "optimizer.lr=interval(-1,0.1)"], "optimizer.lr=-1: must be a number above 0"),
+        (["dataset.validation=0.1", "optimizer.momentum=interval(0.5,1.2)"], "optimizer.momentum=1.2: must be a num"),
+        (["dataset.validation=0.1", "augmentation=full,no_grey"], "In 'train': Could not find 'augmentation/no_grey'"),
         (["dataset.validation=0.1", "seed=0,1", "hydra/launcher=ray"], "hydra.launcher.jobs=null: a search learns"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from src.sweeping.jobs import LOG, Job, Standing
-from src.sweeping.slurm import NOTE, Slurm
+from src.sweeping.slurm import NOTE, Slurm, Task
 from tests.conftest import ROOT
 from tests.sweeping.test_launchers import FINISH, Script, numbered, script
 
@@ -132,6 +132,10 @@ if name == "sbatch":
     number = len(list(place.glob("batch-*"))) + 40
     (place / f"batch-{{number}}").write_text(open(sys.argv[1]).read())
     print("Submitted batch job", number)
+if name == "squeue":
+    told = (place / "queued").read_text().splitlines() if (place / "queued").exists() else []
+    print(told[0] if told else "")
+    (place / "queued").write_text("\\n".join(told[1:] or told))
 if name == "sacct":
     print("JobID|State|NodeList")
     print((place / "states").read_text() if (place / "states").exists() else "")
@@ -143,7 +147,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of commands like Slurm's: `batch-*` is what was submitted, `calls` how they were called."""
     place = tmp_path / "bin"
     place.mkdir()
-    for name in ("srun", "sbatch", "sacct", "scancel"):
+    for name in ("srun", "sbatch", "sacct", "squeue", "scancel"):
         (place / name).write_text(SAY.format(python=sys.executable))
         (place / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
@@ -198,14 +202,24 @@ def test_what_slurm_is_asked_for(tmp_path: Path, queue: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "there"), [("PENDING", True), ("RUNNING", True), ("REQUEUED", True), ("CANCELLED", False), (None, False)]
+    ("state", "queued", "there"),
+    [
+        ("PENDING", "", True),
+        ("RUNNING", "", True),
+        ("REQUEUED", "", True),
+        ("PREEMPTED", "PENDING", True),
+        ("PREEMPTED", "", False),
+        ("CANCELLED", "", False),
+        (None, "", False),
+    ],
 )
 def test_what_an_earlier_call_left_in_the_queue_is_not_submitted_again(
-    tmp_path: Path, queue: Path, state: str | None, there: bool
+    tmp_path: Path, queue: Path, state: str | None, queued: str, there: bool
 ) -> None:
     job = sized(tmp_path / "sweep", 0, devices=1)
     slurm(cluster="slurm").start([job])
     assert (job.folder / NOTE).read_text() == "40"
+    (queue / "queued").write_text(queued)
     if state:
         (queue / "states").write_text(f"40|{state}|node1")
     (handle,) = slurm(cluster="slurm").start([job])
@@ -219,6 +233,46 @@ def test_what_an_earlier_call_left_in_the_queue_is_not_submitted_again(
         began = time.monotonic()
         assert handle.poll() == 1
         assert time.monotonic() - began < 5, "Slurm is asked at once, and there is no result to wait for"
+
+
+def test_a_job_that_was_preempted_for_good_has_failed(tmp_path: Path, queue: Path) -> None:
+    """Where Slurm cancels what it preempts: submitit would wait for it for ever."""
+    job = sized(tmp_path / "sweep", 0, devices=1)
+    handle: Any
+    (handle,) = slurm(cluster="slurm").start([job])
+    (queue / "states").write_text("40|PREEMPTED|node1")
+    handle.known.get_info("force")
+    (queue / "queued").write_text("PENDING")
+    assert handle.poll() is None, "it goes on"
+    (queue / "queued").write_text("")
+    assert handle.poll() == 1
+    assert "Slurm's job 40: it was preempted, and is in the queue no more" in (job.folder / LOG).read_text()
+
+
+def test_a_preempted_job_stays_until_slurm_puts_it_back(
+    tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within its grace time: one that ends by itself counts as failed."""
+    monkeypatch.setattr("src.sweeping.slurm.LOOK_EVERY", 0.05)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_JOB_ID", "40")
+    (queue / "queued").write_text("RUNNING\nRUNNING\nCOMPLETING")
+    job = script(tmp_path / "sweep", PATIENT)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def preempt() -> None:
+        pids(job)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=preempt, daemon=True).start()
+    try:
+        with pytest.raises(SystemExit) as left:
+            Task(job)()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left.value.code == 143
+    assert (job.folder / "checkpoint").exists()
+    assert (queue / "calls").read_text().count("squeue -h -j 40 -o %T\n") == 3
 
 
 def test_all_devices_of_a_node_of_unknown_size(tmp_path: Path) -> None:
