@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from src.hints import Momentum, NonNegative, Positive, Samples
 from src.methods.base import Method, TrainingSet
-from src.running.distributed import gather_rows
+from src.running.distributed import draw_rows, gather_rows
 from src.vectors.memory_bank import MemoryBank
 
 
@@ -67,7 +67,7 @@ class NCE(Method):
         memory, images = self.bank.memory, len(self.bank.memory)
         # Scores with all images cost less than copying m memories for every row.
         scores = embeddings @ memory.T / self.temperature
-        drawn = torch.randint(images, (len(index), self.noise), device=index.device)
+        drawn = draw_rows(lambda rows: torch.randint(images, (rows, self.noise), device=index.device), len(index))
         positive, noise = scores.gather(1, index.unsqueeze(1)).squeeze(1), scores.gather(1, drawn)
         first = gather_rows(estimate_log_z(noise, images).view(1))
         self.log_z.copy_(torch.where(self.log_z.isnan(), first.logsumexp(0) - math.log(len(first)), self.log_z))

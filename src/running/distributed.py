@@ -1,5 +1,7 @@
 """Exchange of embeddings between ranks: with gradient for training, without repeated images for evaluation."""
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed
 import torch.distributed.nn.functional
@@ -25,6 +27,17 @@ def gather_views(embeddings: Tensor) -> Tensor:
 def gather_rows(tensor: Tensor) -> Tensor:
     """`(B, ...)` of each of W ranks to `(WB, ...)` on every rank, in the order that `gather_views` has; no gradient."""
     return tensor.detach() if _alone() else _gather(tensor.detach())
+
+
+def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
+    """What `draw` makes `(rows, ...)`, random numbers for a row each, as one process would for the rows of all W ranks.
+
+    Ranks draw alike, so each draws for all of them, `(W rows, ...)`, and takes its own, in the order of `gather_rows`.
+    """
+    if _alone():
+        return draw(rows)
+    ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return draw(ranks * rows)[rank * rows : (rank + 1) * rows]
 
 
 def gather_unique(index: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:

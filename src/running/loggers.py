@@ -7,18 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.hints import Text
 from src.running.runs import write_atomically
 
+# W&B's own package is imported where it is used: it takes most of a second, which the other loggers need not wait for.
 LONGEST = 128  # characters that W&B takes for a name
 PATIENCE = 20  # seconds to wait for the server before going offline
 
 
 def _reachable() -> bool:
+    import wandb
+
     try:
         return wandb.login(prompt=False, timeout=PATIENCE)
     except wandb.Error as error:
@@ -58,6 +60,8 @@ def wandb_logger(
         group: a folder, whose name the group has.
         name: None: in a group that of the run's folder, otherwise one of W&B's.
     """
+    import wandb
+
     if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
         return WandbLogger(save_dir=str(save_dir), project=project)
     kept = save_dir / "wandb_id"
@@ -93,6 +97,8 @@ def finishing(logger: Logger | None) -> Iterator[Logger | None]:
         failed = False
     finally:
         if isinstance(logger, WandbLogger):
+            import wandb
+
             wandb.finish(exit_code=int(failed))
         elif logger:
             logger.finalize("failed" if failed else "success")

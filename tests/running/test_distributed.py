@@ -17,6 +17,7 @@ from src.methods.base import Method, TaughtMethod, TrainingSet
 from src.methods.byol import BYOL
 from src.methods.exemplar import Exemplar
 from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss
+from src.methods.nce import NCE
 from src.methods.npsoftmax import NPSoftmax
 from src.methods.simclr import SimCLR
 from src.methods.stml import STML
@@ -64,12 +65,14 @@ OPTIONS: list[tuple[Any, bool]] = [(negatives, stop) for negatives in ("all", "h
 
 
 def methods() -> list[Method]:
-    """One of every kind that sees eight images of eight dimensions and draws nothing."""
+    """One of every kind that sees eight images of eight dimensions."""
     torch.manual_seed(0)
     ours: list[Method] = [InvariantSpreading(0.1, n, stop, 0.5, "self") for n, stop in OPTIONS]
     others: list[Method] = [
         SimCLR(0.5),
         Triplet(0.5, "hard"),
+        Triplet(0.5, "random"),
+        NCE(0.5, 5, 0.5, 1.0),
         Supervised("MultiSimilarityLoss", {}, None, {}),
         Exemplar(1.0),
         NPSoftmax(0.1, 0.5),
@@ -92,6 +95,7 @@ def step(method: Method, network: nn.Module, images: torch.Tensor, index: torch.
         with torch.no_grad():
             taught = images[: method.views].flatten(0, 1)[:, :8].tanh()
         given = {"features": embeddings, "teacher": (taught, taught)}
+    torch.manual_seed(3)  # as in every step, where a method may draw
     loss = method(embeddings, index, **given)["loss"]
     loss.backward()
     method.after_step(embeddings.detach(), index)
