@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from PIL import Image
@@ -25,7 +25,6 @@ Space = Literal["embedding", "pooled"]
 One = str | Path | Image.Image | NDArray[np.uint8]
 DEVICES = {"gpu": "cuda", "mps": "mps", "cpu": "cpu"}
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-SIDES = {"Digits": 32, "CIFAR10": 32, "STL10": 96}  # of the stored images, where a dataset has them of one size only
 
 
 class Encoder(nn.Module):
@@ -84,7 +83,8 @@ class Embedder:
     ) -> None:
         self.run, self.space, self.dim = run, space, dim
         self.checkpoint, self.trained = checkpoint
-        self.side = int(config.dataset.get("size") or SIDES[config.dataset._target_.rpartition(".")[2]])
+        # One whose images are of one size says it in its class, which takes long to import.
+        self.side = int(config.dataset.get("size") or get_class(config.dataset._target_).side or config.input.size)
         self.resample = str(config.dataset.get("resample", "bilinear"))
         self.batch_size, self.precision = int(config.dataset.eval_batch_size), precision
         self.device = torch.device(DEVICES[accelerator])

@@ -43,6 +43,8 @@ def main(config: DictConfig) -> float:
     if config.trainer.sync_batchnorm == "auto":
         config.trainer.sync_batchnorm = config.trainer.accelerator == "gpu"  # torch has none for CPUs
     count = count_ranks(config.trainer.accelerator, config.trainer.devices)
+    if count * config.trainer.num_nodes > 1 and "strategy" not in config.trainer:
+        raise ValueError(f"trainer.devices={config.trainer.devices}: several ranks share what they see by trainer=ddp")
     cluster = ranks.find_cluster(count, config.trainer.num_nodes)
     if cluster and not any(override.startswith("run_dir=") for override in launched.overrides.task):
         raise ValueError("run_dir: give all processes of the run the same one, run_dir=FOLDER")

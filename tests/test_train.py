@@ -447,6 +447,12 @@ def test_two_ranks(run: Run, tmp_path: Path) -> None:
     assert again.stdout.count(f"{found['last']['knn/top1']:.4f}") == 2, again.stdout
 
 
+def test_several_ranks_ask_for_ddp(run: Run, tmp_path: Path) -> None:
+    done = run("src.train", *QUIET, "trainer.accelerator=cpu", "trainer.devices=2", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert done.stderr == "error: trainer.devices=2: several ranks share what they see by trainer=ddp\n"
+
+
 def test_a_mistake_on_two_ranks_ends_in_one_message(run: Run, tmp_path: Path) -> None:
     ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=200")
     done = run("src.train", *QUIET, *ranks, f"run_dir={tmp_path / 'run'}")
@@ -561,12 +567,18 @@ def test_help_and_config_need_no_torch(run: Run) -> None:
         assert page.returncode == 0, page.stderr
         assert f"python -m {module}" in page.stdout
     options = run("src.train", "--help").stdout
-    for choice in (
-        "cifar10, cub200, digits, folder, products, stl10",
-        "full, no_crop, no_flip, no_gray, no_jitter, none",
-        "cifar10_official, cifar10_paper",
-    ):
-        assert choice in options
+    for group in ("dataset", "augmentation", "experiment"):
+        assert ", ".join(sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))) in options
+
+
+def test_a_mistake_in_the_settings_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "src.train", "seed=-1", f"run_dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: seed=-1: must be a whole number")
+    imported = re.findall(r"^import time:.*\|\s+([\w.]+)$", done.stderr, re.MULTILINE)
+    assert {"hydra", "src.settings"} <= {*imported}
+    assert not {"torch", "pytorch_lightning", "wandb"} & {*imported}
 
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))

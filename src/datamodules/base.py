@@ -48,7 +48,12 @@ class StoreDataModule(pl.LightningDataModule):
         seed: with epoch, step and rank it determines every draw.
         view_milestones, view_sizes: before each of these epochs, which rise, training views have so many pixels a side;
             from the last one on `image_size`.
+
+    Attributes:
+        side: of the stored images, in pixels, where no option `size` says it; None: as large as the network sees them.
     """
+
+    side: int | None = None
 
     def __init__(
         self,

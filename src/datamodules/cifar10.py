@@ -40,6 +40,8 @@ class CIFAR10(StoreDataModule):
     Whichever way they come, the images are those of the official files: each batch is held to its SHA-1 sum.
     """
 
+    side = 32
+
     def __init__(self, url: Text, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.url = url

@@ -18,6 +18,8 @@ class Digits(StoreDataModule):
     A stratified fifth, 360 images, is the test set.
     """
 
+    side = 32
+
     def build(self, folder: Path) -> dict[str, Any]:
         digits = load_digits()
         grey = (digits.images * (255 / 16)).round().astype(np.uint8)  # 17 ink levels to 256 grey ones

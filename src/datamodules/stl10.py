@@ -26,6 +26,8 @@ class STL10(StoreDataModule):
         counts: images to expect in the parts train, unlabeled and test.
     """
 
+    side = 96
+
     def __init__(
         self,
         *,

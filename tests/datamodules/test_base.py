@@ -94,6 +94,35 @@ def test_every_epoch_has_its_own_order_and_draws_and_a_seed_repeats_them(tmp_pat
     assert len({views.sum().item() for _, _, views in first.batches}) == 10
 
 
+def test_images_that_live_on_the_device_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch then says which to take there."""
+    small_store(tmp_path / "store")
+
+    def run(name: str) -> tuple[list[Any], list[torch.Tensor]]:
+        datamodule = make(tmp_path, augmentation=Augmentation(8, flip=RandomHorizontalFlip(0.5)))
+        batches = fit(datamodule, 1, tmp_path / f"{name}.ckpt").batches
+        loaders = zip(datamodule.val_dataloader(), ("test", "train"), strict=True)
+        clean = [datamodule.clean(batch, split)["image"] for loader, split in loaders for batch in loader]
+        return batches, clean
+
+    batches, clean = run("a")
+    held: list[str] = []
+
+    def hold(self: StoreDataModule, split: str) -> bool:
+        assert self.store is not None
+        held.append(split)
+        self._on_device[split] = self.store.splits[split].images
+        return True
+
+    monkeypatch.setattr(StoreDataModule, "_hold_on_device", hold)
+    again, clean_again = run("b")
+    assert {"train", "test"} <= {*held}
+    for (_, index, views), (_, index_again, views_again) in zip(batches, again, strict=True):
+        assert index == index_again
+        assert torch.equal(views, views_again)
+    assert all(torch.equal(one, other) for one, other in zip(clean, clean_again, strict=True))
+
+
 def test_views_grow_at_the_milestones(tmp_path: Path) -> None:
     small_store(tmp_path / "store")
     whole = fit(make(tmp_path), 3, tmp_path / "whole.ckpt")

@@ -1,6 +1,7 @@
 """An index opens at once, and a damaged one is named."""
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from src.embedder import Embedder
+from src.indexing.building import build
 from src.indexing.index import Index
+from src.indexing.sources import find_source
 
 
 def test_rows_and_their_images(index: Index, pictures: Path) -> None:
@@ -18,11 +22,15 @@ def test_rows_and_their_images(index: Index, pictures: Path) -> None:
     assert index.open(39).size == (32, 32)
 
 
-def test_copies_are_files_of_the_same_bytes(index: Index) -> None:
-    same: dict[str, list[int]] = {}
-    for row in range(40):
-        same.setdefault(index.find(row).hash, []).append(row)
-    assert len(same) == 40
+def test_copies_are_files_of_the_same_bytes(embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
+    shutil.copy(pictures / "0003.png", pictures / "more" / "copy.png")
+    build(embedder, find_source(str(pictures)), tmp_path / "index")
+    index = Index(tmp_path / "index")
+    rows: dict[str, list[str]] = {}
+    for row in range(41):
+        rows.setdefault(index.find(row).hash, []).append(index.find(row).name)
+    assert len(rows) == 40
+    assert ["0003.png", "more/copy.png"] in rows.values()
 
 
 def write(index: Index, name: str, value: object) -> None:

@@ -15,7 +15,7 @@ import pytest
 from src.running import runs
 from src.running.ranks import STARTED_BY
 from src.sweeping import launchers
-from src.sweeping.jobs import Job, Standing
+from src.sweeping.jobs import Job, Standing, standing
 from src.sweeping.launchers import Local
 from tests.conftest import Run
 
@@ -219,6 +219,50 @@ def test_what_runs_ends_with_the_sweep(tmp_path: Path, number: int) -> None:
             os.kill(int((tmp_path / name).read_text()), 0)
 
 
+def test_a_run_ends_with_a_sweep_that_is_killed(tmp_path: Path, cache: Path) -> None:
+    """As by a signal: with a checkpoint, and in its own time."""
+    few = ["dataset.limit=300", "protocol.metrics.knn.k=20", "input.size=16", "backbone=resnet18_slim", "logger=none"]
+    few += ["callbacks.pictures=null", "trainer.max_epochs=500", "trainer.accelerator=cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.train", "-m", "seed=1", *few, f"sweep_dir={tmp_path}"],
+        cwd=ROOT,
+        env=os.environ | {"ISIF_CACHE": str(cache)},
+        stdout=subprocess.DEVNULL,
+    )
+    while not (found := list(tmp_path.glob("*/checkpoints/last.ckpt"))):
+        time.sleep(0.05)
+        assert process.poll() is None
+    folder = found[0].parents[1]
+    process.kill()
+    process.wait(30)
+    deadline = time.monotonic() + 60
+    while runs.holder(folder):
+        assert time.monotonic() < deadline, "it lives on"
+        time.sleep(0.05)
+    assert standing(folder).kind == "cut off"
+    assert "SIGTERM: ends when this step is kept" in (folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "there", "variable", "names"),
+    [
+        ("cpu", "gpu", None, []),
+        ("auto", "cpu", None, []),
+        ("auto", "gpu", None, ["0", "1", "2"]),
+        ("gpu", "gpu", "4,GPU-7", ["4", "GPU-7"]),
+    ],
+)
+def test_which_gpus_a_sweep_may_use(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, there: str, variable: str | None, names: list[str]
+) -> None:
+    monkeypatch.setattr("src.running.hardware.select_accelerator", lambda asked: there)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if variable:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert launchers._visible_gpus(accelerator) == names
+
+
 def test_a_job_that_asks_for_more_gpus_than_there_are_is_told_so_by_itself(tmp_path: Path) -> None:
     job = script(tmp_path, "raise SystemExit('error: this machine has 2')", devices=3)
     assert local(2, "0", "1").run(iter([job]), 1)[job].text == "this machine has 2"
@@ -228,7 +272,10 @@ def test_a_job_that_asks_for_more_gpus_than_there_are_is_told_so_by_itself(tmp_p
     ("arguments", "message"),
     [
         (["hydra.launcher.jobs=0"], "hydra.launcher.jobs=0: must be a whole number of at least 1 or null"),
-        (["hydra/launcher=slurm", "hydra.launcher.minutes=0"], "hydra.launcher.minutes=0: must be a whole number of"),
+        (
+            ["hydra/launcher=slurm", "+hydra.launcher.others={qos:a}", "hydra.launcher.minutes=0"],
+            "hydra.launcher.minutes=0: must be a whole number of",
+        ),
         (["hydra/launcher=ray", "hydra.launcher.cpus=few"], "hydra.launcher.cpus=few: must be a number above 0"),
         (["hydra/launcher=basic"], "hydra/launcher=basic: choose one of conf/"),
         (["hydra.launcher.job=2"], "Could not override 'hydra.launcher.job'"),
