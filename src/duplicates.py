@@ -46,7 +46,8 @@ def main(config: DictConfig) -> None:
     else:
         threshold = float(plain["threshold"])
     with showing("images compared", len(one)) as report:
-        pairs = similar_pairs(one.vectors, other.vectors if other else None, threshold, report)
+        copies = [index.copies() for index in indices]
+        pairs = similar_pairs(one.vectors, other.vectors if other else None, threshold, report, copies)
     groups = group(one, other, pairs)
     images = {member for found in groups for member in found.members}
     if other:

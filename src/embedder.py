@@ -83,8 +83,7 @@ class Embedder:
     ) -> None:
         self.run, self.space, self.dim = run, space, dim
         self.checkpoint, self.trained = checkpoint
-        # One whose images are of one size says it in its class, which takes long to import.
-        self.side = int(config.dataset.get("size") or get_class(config.dataset._target_).side or config.input.size)
+        self.side = _side(config)
         self.resample = str(config.dataset.get("resample", "bilinear"))
         self.batch_size, self.precision = int(config.dataset.eval_batch_size), precision
         self.device = torch.device(DEVICES[accelerator])
@@ -133,11 +132,19 @@ class Embedder:
         return to_square(to_rgb(image), self.side, self.resample)
 
     def encode(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The network alone: what `read` gave, `(B, side, side, 3)`, to `(B, D)`, of unit norm, all at once."""
-        images = torch.from_numpy(squares).to(self.device, non_blocking=True)
+        """The network alone: what `read` gave, `(B, side, side, 3)`, to `(B, D)`, of unit norm.
+
+        All at once, or half of them where the device has not the memory: it may be smaller than the run's.
+        """
         autocast = torch.autocast(self.device.type, AUTOCAST.get(self.precision), self.precision in AUTOCAST)
-        with torch.inference_mode(), autocast:
-            vectors: NDArray[np.float32] = self.encoder(images).float().cpu().numpy()
+        try:
+            with torch.inference_mode(), autocast:
+                images = torch.from_numpy(squares).to(self.device, non_blocking=True)
+                vectors: NDArray[np.float32] = self.encoder(images).float().cpu().numpy()
+        except torch.OutOfMemoryError:
+            if len(squares) == 1:
+                raise
+            return np.concatenate([self.encode(half) for half in np.array_split(squares, 2)])
         if not np.isfinite(vectors).all():
             raise FloatingPointError(f"the network of {self.run} has outputs that are not finite")
         return vectors
@@ -190,6 +197,14 @@ def load(
     dim = head.dim if space == "embedding" else num_features
     computed = recall_precision(precision or config.trainer.precision, chosen)
     return Embedder(encoder, dim, config, folder, described, space, chosen, computed)
+
+
+def _side(config: DictConfig) -> int:
+    """Of the images as the run's dataset stores them; one of a single size says it in its class."""
+    if size := config.dataset.get("size"):
+        return int(size)
+    dataset: Any = get_class(config.dataset._target_)  # takes long to import
+    return int(dataset.side or config.input.size)
 
 
 def _fingerprint(encoder: Encoder, side: int, resample: str) -> str:

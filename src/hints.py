@@ -7,6 +7,7 @@ import collections.abc
 import re
 import types
 import typing
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -36,7 +37,13 @@ GreyLevels = Annotated[Sequence[Annotated[float, Interval(ge=0, le=255)]], Len(3
 GreyDeviations = Annotated[Sequence[Positive], Len(3, 3), "three numbers above 0"]
 Fractions = Annotated[Sequence[Fraction], Len(2, 2), "two numbers, above 0 and at most 1"]
 Positives = Annotated[Sequence[Positive], Len(2, 2), "two numbers above 0"]
-Text = Annotated[str, Predicate(lambda text: bool(text.strip()) and text.isprintable()), "a text, not empty"]
+# What would break a line, or is no character; but not the odd spaces that some systems put into the names of files.
+UNSAID = ("Cc", "Cs", "Zl", "Zp")
+Text = Annotated[
+    str,
+    Predicate(lambda text: bool(text.strip()) and not any(unicodedata.category(one) in UNSAID for one in text)),
+    "a text of one line, not empty",
+]
 NAME = r"\w[\w.+-]*"
 Name = Annotated[str, Predicate(lambda text: bool(re.fullmatch(NAME, text))), "a name without a slash"]
 Repository = Annotated[

@@ -66,7 +66,8 @@ def test_a_network_that_saw_less_than_is_stored_sees_the_middle(
 @pytest.mark.parametrize("dataset", sorted(path.stem for path in (ROOT / "conf" / "dataset").glob("*.yaml")))
 def test_every_dataset_has_a_size_of_its_stored_images(dataset: str) -> None:
     said = OmegaConf.load(ROOT / "conf" / "dataset" / f"{dataset}.yaml").dataset
-    assert said.get("size") or get_class(said._target_).side
+    kind: Any = get_class(said._target_)
+    assert said.get("size") or kind.side
 
 
 def test_files_images_and_arrays_are_the_same(embed: Embedder, digits: np.ndarray, cache: Path, tmp_path: Path) -> None:
@@ -115,6 +116,24 @@ def test_sizes_modes_and_orientation_are_brought_to_what_the_network_takes(embed
 def test_what_is_no_image_is_refused(embed: Embedder, image: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         embed([image])
+
+
+def test_on_a_smaller_device_fewer_images_are_seen_at_once(trained: Path, digits: np.ndarray) -> None:
+    small, seen = load(trained, accelerator="cpu", precision="32-true"), list[int]()
+
+    def full(_: Any, given: Any) -> None:
+        seen.append(len(given[0]))
+        if len(given[0]) > 2:
+            raise torch.OutOfMemoryError
+
+    expected = small.encode(digits[:5])
+    handle = small.encoder.register_forward_pre_hook(full)
+    assert np.allclose(small.encode(digits[:5]), expected, atol=1e-6)
+    assert seen == [5, 3, 2, 1, 2]
+    handle.remove()
+    small.encoder.register_forward_pre_hook(lambda _, given: full(_, [[0] * 3]))
+    with pytest.raises(torch.OutOfMemoryError):
+        small.encode(digits[:5])
 
 
 def test_bfloat16_is_nearly_the_same(embed: Embedder, trained: Path, digits: np.ndarray) -> None:

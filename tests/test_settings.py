@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from src.hints import Count, Devices, GreyLevels, Momentum, Positive, Seed, describe
 from src.running.cli import explain
-from src.settings import WrongSetting, check, check_foreign
+from src.settings import SEARCH, WrongSetting, check, check_foreign
 from src.signatures import defines, signature
 from tests.conftest import ROOT
 
@@ -139,7 +139,8 @@ def test_any_value_is_allowed_and_sane_or_told_in_one_line(choice: str, place: i
         ("dataset.name", "../../etc/x", "must be a name without a slash"),
         ("dataset.batch_size", 1, "must be a whole number of at least 2"),
         ("dataset.limit", 1000.0, "must be a whole number of at least 1 or null"),
-        ("run_dir", "", "must be a text, not empty"),
+        ("run_dir", "", "must be a text of one line, not empty"),
+        ("run_dir", "a\nb", "must be a text of one line, not empty"),
         ("trainer.max_epochs", -1, "must be a whole number of at least 0"),
         ("trainer.devices", None, "must be a number of devices, a list of their numbers like [0,2], or auto for all"),
         ("backbone.width", 0, "must be a whole number of at least 1 and of at most 512"),
@@ -259,3 +260,14 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
 
     script = "import sys, src.settings, src.hints; sys.exit(bool({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
+def test_names_of_files_may_have_odd_spaces() -> None:
+    """As some systems write them; a line break would make two lines of a message."""
+    plain: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "search.yaml"))
+    asked = {key: value for key, value in plain.items() if key not in ("defaults", "hydra", "cache_dir")}
+    asked |= {"index": "index", "cache_dir": "cache"}
+    check(asked | {"query": "Screenshot 3.15.12\u202fPM \U0001f469\u200d\U0001f4bb.png"}, SEARCH)
+    for query in ("a\u2028b", "a\x00b"):
+        with pytest.raises(ValueError, match="must be a text of one line"):
+            check(asked | {"query": query}, SEARCH)

@@ -1,5 +1,6 @@
 """From image files to right uint8 RGB, many at once and a few in memory."""
 
+import errno
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,10 +25,15 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 CHUNK = 512  # images decoded at once
+ABSENT = (errno.ENOENT, errno.ELOOP)  # of a link that leads nowhere
 DECODER = 2  # raised when a file decodes to other pixels than before, so that folders are decoded again
 
 # A line for every large image or odd tag helps nobody: what matters is an error.
 warnings.filterwarnings("ignore", module="PIL")
+
+
+class UnreadableError(OSError):
+    """The bytes can't be had now, which says nothing of them: it may be another time."""
 
 
 def read_rgb(path: Path, size: int, resample: str) -> np.ndarray:
@@ -49,7 +55,8 @@ def open_rgb(source: Path | BinaryIO, name: str, most: int | None = None) -> Ima
         most: pixels that it may have, which is looked at before any is decoded; None: as many as Pillow dares.
 
     Raises:
-        OSError: the file is broken, no image of these formats, or its pixels have no known range; the message has its
+        UnreadableError: the file is there and can't be read.
+        OSError: it is absent, broken, no image of these formats, or its pixels have no known range; the message has its
             `name`.
     """
     try:
@@ -60,6 +67,8 @@ def open_rgb(source: Path | BinaryIO, name: str, most: int | None = None) -> Ima
     except UnidentifiedImageError as error:
         raise OSError(f"{name} can't be decoded: it is no image of the kinds {', '.join(FORMATS)}") from error
     except Exception as error:  # from a stranger's bytes Pillow's decoders may raise anything
+        if getattr(error, "errno", None) not in (None, *ABSENT):
+            raise UnreadableError(f"{name} can't be read: {os.strerror(error.errno)}") from error  # type: ignore[attr-defined]
         raise OSError(f"{name} can't be decoded: {str(error) or type(error).__name__}") from error
 
 
@@ -91,7 +100,11 @@ def to_rgb(file: Image.Image) -> Image.Image:
     elif file.mode == "F" or (file.mode == "I" and not isinstance(file, ImageFile.ImageFile)):  # Pillow's, of no file
         kind = "float" if file.mode == "F" else "32-bit"
         raise ValueError(f"it has {kind} pixels, whose range can't be known: convert it to 8 or 16 bits")
-    image = ImageOps.exif_transpose(file)
+    file.load()  # what is broken in the pixels is an error, what is in the notes beside them is not
+    try:
+        image = ImageOps.exif_transpose(file)
+    except Exception:
+        image = file.copy()
     if image.mode.startswith("I"):  # grey of more than 8 bits
         levels = np.asarray(image).astype(np.int64) * 255 // (2**bits - 1)
         image = Image.fromarray((255 - levels if white_is_zero else levels).astype(np.uint8))
@@ -158,7 +171,7 @@ def decode_split(
         What was left out and why, a line each; empty unless `skip_broken`.
 
     Raises:
-        OSError: a file is broken and `skip_broken` is not set, or the disk is full.
+        OSError: a file is broken and `skip_broken` is not set, or can't be read now; or the disk is full.
     """
     left_out: list[str] = []
 
@@ -176,6 +189,8 @@ def decode_split(
                 for image, label in zip(pool.map(try_to_read, paths[part]), labels[part], strict=True):
                     if not isinstance(image, OSError):
                         yield image, label
+                    elif isinstance(image, UnreadableError):
+                        raise image
                     elif skip_broken:
                         left_out.append(str(image))
                     else:

@@ -6,9 +6,12 @@ import os
 import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from src.datamodules.base import StoreDataModule
 from src.datamodules.images import DECODER, decode_split
@@ -77,7 +80,7 @@ class PublishedDataModule(StoreDataModule):
             ) from error
 
     def build(self, folder: Path) -> dict[str, Any]:
-        classes, entries = self._read() or self._fetch()
+        classes, entries = self._read() or self._fetch_alone()
         root = os.path.normpath(self.root)
         for path, label in entries:
             if not os.path.normpath(path).startswith(f"{root}{os.sep}") or not 0 <= label < len(classes):
@@ -111,14 +114,20 @@ class PublishedDataModule(StoreDataModule):
         content = f"Put {self.archive} ({self.checksum}) into {self.root}, or its content: {self.layout}"
         return f"{self.name} is not here. {content}"
 
-    def _fetch(self) -> tuple[list[str], list[Entry]]:
+    def _fetch_alone(self) -> tuple[list[str], list[Entry]]:
+        """One process at a time, also of those that make another store of the same original."""
         if self.archive is None or self.checksum is None:
             raise FileNotFoundError(self._request())
-        path, reasons = self.root / self.archive, []
+        self.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.root / f".{self.archive}.lock"):
+            return self._read() or self._fetch(self.archive, self.checksum)
+
+    def _fetch(self, archive: str, checksum: str) -> tuple[list[str], list[Entry]]:
+        path, reasons = self.root / archive, []
         if not path.exists():
             for url in self.urls:
                 try:
-                    download(url, path, self.checksum)
+                    download(url, path, checksum)
                     break
                 except OSError as error:
                     reasons.append(str(error))
@@ -152,7 +161,7 @@ def unpack(archive: Path, folder: Path) -> None:
             with tarfile.open(archive) as packed:
                 packed.extractall(partial, filter="data")
         _move(partial, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise OSError(f"{archive} can't be unpacked into {folder}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock
 
 from src.datamodules.base import StoreDataModule
 from src.datamodules.published import unpack
@@ -50,13 +51,15 @@ class STL10(StoreDataModule):
 
     def build(self, folder: Path) -> dict[str, Any]:
         binary = self.root / "stl10_binary"
-        if not (binary / "train_X.bin").is_file():
-            archive = self.root / self.url.rsplit("/", 1)[-1]
-            try:
-                download(self.url, archive, self.checksum)
-            except OSError as error:
-                raise OSError(f"{error}; or put the archive, or what is in it, into {self.root}") from error
-            unpack(archive, self.root)
+        archive = self.root / self.url.rsplit("/", 1)[-1]
+        self.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.root / f".{archive.name}.lock"):  # both splits come of it
+            if not (binary / "train_X.bin").is_file():
+                try:
+                    download(self.url, archive, self.checksum)
+                except OSError as error:
+                    raise OSError(f"{error}; or put the archive, or what is in it, into {self.root}") from error
+                unpack(archive, self.root)
         for split, parts in (("train", PARTS[self.split]), ("test", ("test",))):
             images = [self._images(binary, part) for part in parts]
             labels = [self._labels(binary, part) for part in parts]

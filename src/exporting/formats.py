@@ -54,6 +54,6 @@ def written_whole(out: Path) -> Iterator[Path]:
     try:
         yield partial
         out.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(partial, out)
+        os.rename(partial, out.resolve())
     finally:
         shutil.rmtree(partial, ignore_errors=True)

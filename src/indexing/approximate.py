@@ -25,6 +25,7 @@ WANTED = 0.95  # of the true neighbours
 ASKED = 200  # images of the index, whose neighbours are found both ways
 AGAIN = 4  # times k candidates that are compared again exactly
 BLOCK = 2**17  # vectors added at once
+GATHERED = 2**26  # numbers of candidates that are compared again at once, 256 MiB
 PER_LIST = 64  # vectors a list is trained on
 
 
@@ -51,14 +52,19 @@ class _Copy:
         self.index, found = index, (index.folder / VECTORS).resolve().stat()
         key = f"{(index.folder / VECTORS).resolve()} {found.st_size} {found.st_mtime_ns}"
         path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.faiss"
-        if path.exists():
-            self.lists: Any = faiss.read_index(str(path))
-        else:
-            self.lists = _compress(faiss, index.vectors, str(index.folder))
-            cache.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}")
-            faiss.write_index(self.lists, str(partial))
-            os.replace(partial, path)
+        partial = path.with_suffix(f".{os.getpid()}")
+        try:
+            if path.exists():
+                self.lists: Any = faiss.read_index(str(path))
+            else:
+                self.lists = _compress(faiss, index.vectors, str(index.folder))
+                cache.mkdir(parents=True, exist_ok=True)
+                faiss.write_index(self.lists, str(partial))
+                os.replace(partial, path)
+        except RuntimeError as error:  # faiss's, of a full disk or a damaged file
+            raise OSError(f"{path}: {str(error).splitlines()[0]}: make room, or delete it") from error
+        finally:
+            partial.unlink(missing_ok=True)
         self._look_into_enough(k)
 
     def search(self, query: Tensor, k: int, own: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -66,6 +72,10 @@ class _Copy:
 
         Where the lists looked into have fewer than k images, all are looked into.
         """
+        if len(query) > (at_once := max(1, GATHERED // ((AGAIN * k + 1) * query.shape[1]))):
+            owns = [None] * -(-len(query) // at_once) if own is None else own.split(at_once)
+            found = [self.search(some, k, mine) for some, mine in zip(query.split(at_once), owns, strict=True)]
+            return torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
         values, rows = self._search(query, k, own)
         few = values[:, -1].isinf()
         if few.any():

@@ -13,9 +13,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from src.datamodules.images import UnreadableError
 from src.embedder import Embedder
-from src.indexing.index import FORMAT, META, Index
-from src.indexing.sources import Entry, Source, UnreadableError
+from src.indexing.index import FORMAT, META, NAMES, VECTORS, Index
+from src.indexing.sources import Entry, Source
 from src.indexing.writer import SAME, Writer
 
 AHEAD = 3  # groups of images that are read while the network works
@@ -44,7 +45,7 @@ def build(
         report: is told after each group how many images are done.
 
     Raises:
-        FileExistsError: the folder holds something else, or another process is building it.
+        FileExistsError: the folder holds something else, is a whole disk, or another process is building it.
         OSError: the disk is full or the like; what was written is gone on with.
         ValueError: the source has no image that can be decoded.
     """
@@ -60,6 +61,9 @@ def build(
         "images": source.place,
         "root": str(source.root),
     }
+    folder = folder.resolve()  # an index behind a link stays where it is
+    if os.path.ismount(folder):
+        raise FileExistsError(f"out={folder} is a disk of its own, which can't be replaced: choose a folder on it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial, aside = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "old"))
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -76,12 +80,22 @@ def build(
             if not writer.rows:
                 raise ValueError(f"images: {source.place} has no image{writer.first_left_out()}")
             writer.finish()
-        shutil.rmtree(aside, ignore_errors=True)
+        _dismiss(aside, folder)
+        if aside.exists():  # somebody still reads from it
+            aside = aside.with_name(f"{aside.name}.{os.getpid()}")
         if folder.exists():
             os.rename(folder, aside)
         os.rename(partial, folder)
-        shutil.rmtree(aside, ignore_errors=True)
+        _dismiss(aside, folder)
     return counts
+
+
+def _dismiss(aside: Path, folder: Path) -> None:
+    """Delete an index in whose place `folder` stands; what else people have put into it moves there."""
+    for child in aside.iterdir() if aside.is_dir() else ():
+        if not child.name.startswith((META, NAMES, Path(VECTORS).stem)):
+            os.replace(child, folder / child.name)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _open_old(folder: Path, meta: dict[str, Any]) -> Index | None:

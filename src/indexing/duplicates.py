@@ -1,7 +1,8 @@
 """Near-duplicates: pairs of images whose vectors are more similar than a threshold, in groups; and which threshold."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from torch import Tensor
 
 from src.datamodules.images import open_rgb
 from src.embedder import Embedder
@@ -18,9 +20,14 @@ from src.vectors.neighbors import products, search
 
 BLOCK = 2**13  # images compared with as many others at once, 256 MiB of similarities
 MOST = 20_000_000  # pairs, 400 MB
+NONE = np.empty((0, 2), np.int64)
 COPIED, ASKED = 200, 2000  # images that are altered, and whose nearest other one is looked at
 WEIGHT = 3  # how much worse a false pair is than a copy that is missed
 SURE = 1 - 1e-4  # the most that a threshold can be chosen to be: a copy differs by rounding
+
+
+# Similarities, rows of the first and rows of the second index, `(P,)` each.
+Pairs = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 
 
 class Group(NamedTuple):
@@ -56,13 +63,17 @@ def similar_pairs(
     other: NDArray[np.float32] | None,
     threshold: float,
     report: Callable[[int], object] = lambda compared: None,
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    copies: Sequence[NDArray[np.int64]] = (NONE, NONE),
+) -> Pairs:
     """Pairs of rows whose cosine similarity is at least `threshold`.
 
     Args:
         one: `(N, D)`, unit norm.
         other: `(M, D)`; None looks for pairs within `one`, each once and none with itself.
         report: is told after each block how many of its rows have been compared with all.
+        copies: of `one`, and of the other, those in the first column are the same image as those in the second
+            (`Index.copies`). They are not compared: within `one` they pair with it, and else with all that it does.
+            Many copies of one image would else be too many pairs.
 
     Returns:
         Similarities, rows of `one` and rows of the other, `(P,)` each; within `one` the first is the lower row.
@@ -70,7 +81,7 @@ def similar_pairs(
     Raises:
         ValueError: there are more than `MOST`.
     """
-    found: list[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]] = []
+    found: list[Pairs] = []
     count = 0
     second = one if other is None else other
     for start in range(0, len(one), BLOCK):
@@ -79,17 +90,46 @@ def similar_pairs(
             similarity = products(block, torch.from_numpy(second[begin : begin + BLOCK]))
             if other is None and begin == start:
                 similarity = similarity.triu(1) - 2 * torch.ones_like(similarity).tril()  # below any similarity
-            rows, columns = (similarity >= threshold).nonzero(as_tuple=True)
+            near = similarity >= threshold
+            near[_within(copies[0], start, len(block))] = False
+            near[:, _within(copies[0 if other is None else 1], begin, near.shape[1])] = False
+            rows, columns = near.nonzero(as_tuple=True)
             count += len(rows)
             if count > MOST:
                 raise ValueError(f"threshold={threshold:g} finds more than {MOST:,} pairs: raise it")
             found.append((similarity[rows, columns].numpy(), rows.numpy() + start, columns.numpy() + begin))
         report(min(start + BLOCK, len(one)))
-    values, rows_found, others = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return values, rows_found, others
+    if other is None:
+        found.append((np.ones(len(copies[0]), np.float32), copies[0][:, 1], copies[0][:, 0]))
+    else:
+        values, mine, theirs = _joined(found)
+        copy, pair = _pairs_of(copies[0], mine)
+        found.append((values[pair], copy, theirs[pair]))
+        copy, pair = _pairs_of(copies[1], theirs)
+        found.append((values[pair], mine[pair], copy))
+    return _joined(found)
 
 
-def group(one: Index, other: Index | None, pairs: tuple[NDArray, NDArray, NDArray]) -> list[Group]:
+def _joined(found: Sequence[Pairs]) -> Pairs:
+    values, rows, others = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return values, rows, others
+
+
+def _within(copies: NDArray[np.int64], start: int, count: int) -> Tensor:
+    """Places of copies in a block of rows."""
+    rows = copies[:, 0]
+    return torch.from_numpy(rows[(rows >= start) & (rows < start + count)] - start)
+
+
+def _pairs_of(copies: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each copy each place in `rows` of the image that it is of: the copies, and the places, as often."""
+    order = np.argsort(rows, kind="stable")
+    first, last = (np.searchsorted(rows, copies[:, 1], side, order) for side in ("left", "right"))
+    places = [order[start:end] for start, end in zip(first, last, strict=True)]
+    return np.repeat(copies[:, 0], last - first), np.concatenate([np.empty(0, np.int64), *places])
+
+
+def group(one: Index, other: Index | None, pairs: Pairs) -> list[Group]:
     """Pairs as groups, those with the most similar pair first, of equals the larger."""
     values, rows, columns = pairs
     columns = columns + (len(one) if other else 0)
@@ -105,7 +145,8 @@ def group(one: Index, other: Index | None, pairs: tuple[NDArray, NDArray, NDArra
     for part in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []:
         members = [(0, int(node)) if node < len(one) else (1, int(node) - len(one)) for node in nodes[part]]
         hashes = [(other if which and other else one).find(row).hash for which, row in members]
-        identical = [hashes.count(digest) > 1 for digest in hashes]
+        copies = Counter(hashes)
+        identical = [copies[digest] > 1 for digest in hashes]
         groups.append(Group(members, largest[part].tolist(), identical))
     return sorted(groups, key=lambda group: (-max(group.similarity), -len(group.members), group.members))
 

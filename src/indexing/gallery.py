@@ -38,14 +38,16 @@ def write(path: Path, title: str, remarks: Sequence[str], rows: Iterable[tuple[s
     taken: list[dict[str, object]] = []
     room = IMAGES
     for name, pictures in rows:
-        if len(taken) == ROWS or len(pictures) > room:
+        if len(taken) == ROWS or not room:
             break
+        rest, pictures = len(pictures) - room, pictures[:room]
         room -= len(pictures)
         shown = [
             {"source": _thumbnail(picture), "said": picture.said, "name": printable(picture.name)}
             for picture in pictures
         ]
-        taken.append({"title": printable(name), "pictures": shown})
+        title_of_row = f"{printable(name)}: {rest:,} more are not shown" if rest > 0 else printable(name)
+        taken.append({"title": title_of_row, "pictures": shown})
     here = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template("gallery.html").render(

@@ -22,9 +22,12 @@ from src.indexing.sources import Entry, Source, reopen
 FORMAT = 1
 VECTORS, NAMES, META = "embeddings.npy", "images.sqlite", "meta.json"
 TABLES = """
-create table images (row integer primary key, name not null, size integer not null, changed integer not null,
-                     hash text not null);
-create table left_out (name not null, size integer not null, changed integer not null, reason text not null);
+begin;
+create table if not exists images (row integer primary key, name not null, size integer not null,
+                                   changed integer not null, hash text not null);
+create table if not exists left_out (name not null, size integer not null, changed integer not null,
+                                     reason text not null);
+commit;
 """
 SAID = ("run", "checkpoint", "trained", "space", "dim", "precision", "fingerprint", "images", "root", "count")
 
@@ -102,6 +105,12 @@ class Index:
     def path(self, row: int) -> str:
         """Where the image of a row is, for a person."""
         return str(self.source.root / self.find(row).name)
+
+    def copies(self) -> NDArray[np.int64]:
+        """Rows whose file has the same bytes as one in an earlier row, and the earliest of these, `(C, 2)`."""
+        firsts = "select hash, min(row) as first from images group by hash having count(*) > 1"
+        found = f"select row, first from images natural join ({firsts}) where row != first order by row"
+        return np.array(self.names.execute(found).fetchall(), np.int64).reshape(-1, 2)
 
     def row_of(self, entry: Entry) -> int | None:
         """Where an image is that has not changed since."""

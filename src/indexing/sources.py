@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from src.datamodules.images import open_rgb, printable, to_square, walk_images
+from src.datamodules.images import UnreadableError, open_rgb, printable, to_square, walk_images
 from src.datamodules.store import read_store
 
 
@@ -23,10 +23,6 @@ class Entry(NamedTuple):
     name: str
     size: int
     changed: int
-
-
-class UnreadableError(OSError):
-    """The bytes can't be had now, which says nothing of them: it may be another time."""
 
 
 class Source(Protocol):
@@ -74,7 +70,7 @@ class Files:
             try:
                 found = path.stat()
                 yield Entry(name, found.st_size, found.st_mtime_ns)
-            except OSError:  # reading it will say so
+            except (OSError, ValueError):  # a name with a zero byte; reading it will say so
                 yield Entry(name, -1, -1)
 
     def count(self) -> int | None:

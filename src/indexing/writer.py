@@ -39,8 +39,7 @@ class Writer:
         write_atomically(folder / META, json.dumps(meta))
         self.vectors = (folder / VECTORS).open("r+b" if (folder / VECTORS).exists() else "w+b")
         self.names = sqlite3.connect(folder / NAMES)
-        if not self.names.execute("select 1 from sqlite_master").fetchone():
-            self.names.executescript(TABLES)
+        self.names.executescript(TABLES)
         self.header = write_header(self.vectors, "<f4", (0, meta["dim"]))
         held = (self.vectors.seek(0, os.SEEK_END) - self.header) // self.row
         self.rows, self.left_out = self._count("images"), self._count("left_out")
@@ -63,7 +62,7 @@ class Writer:
         for entry in entries:
             if entry == next_written:
                 rows, next_written = rows + 1, next(written, None)
-            elif entry == next_left_out:
+            elif next_left_out in (entry, entry._replace(changed=-1)):  # that could not be read waits for the next time
                 out, next_left_out = out + 1, next(left_out, None)
             else:
                 self._cut(rows, out)

@@ -17,6 +17,7 @@ from src.running import signals
 FULL = "HYDRA_FULL_ERROR"
 MULTIRUN = ("-m", "--multirun")
 PARENT = "ISIF_PARENT"  # the process that a job of a sweep ends with
+PLACES = ("run", "images", "out", "index", "query", "html", "against", "dataset.root", "run_dir", "sweep_dir")
 SHOWN = os.environ.get(FULL, "0") == "1"  # every error with its traceback
 MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError, ImportError, MemoryError)
 P = ParamSpec("P")
@@ -123,6 +124,8 @@ def _readable(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals or argument.startswith("-"):
         return argument
+    if key in PLACES and re.fullmatch(r"[\d._]+", value):  # a folder called 2020
+        return _quoted(key, value)
     try:
         OverridesParser.create().parse_override(argument)
     except HydraException:

@@ -108,7 +108,7 @@ def search(
         owns = own.split(QUERIES) if own is not None else [None] * -(-len(query) // QUERIES)
         parts = [search(part, gallery, k, mine, rows) for part, mine in zip(query.split(QUERIES), owns, strict=True)]
         return torch.cat([values for values, _ in parts]), torch.cat([found for _, found in parts])
-    best: list[tuple[Tensor, Tensor]] = []
+    best, best_rows = query.new_empty(len(query), 0), query.new_empty(len(query), 0, dtype=torch.long)
     for start in range(0, len(gallery), rows):
         block = gallery[start : start + rows]
         similarity = products(block, query)
@@ -116,11 +116,10 @@ def search(
             here = ((own >= start) & (own < start + len(block))).nonzero().squeeze(1)
             similarity[own[here] - start, here] = -math.inf
         values, found = _in_order(similarity, min(k, len(block)))
-        best.append((values, found + start))
-    values, found = (torch.cat(parts, 1) for parts in zip(*best, strict=True))
-    # Of equals the lower row comes first: it also stands in an earlier block.
-    values, order = values.sort(dim=1, descending=True, stable=True)
-    return values[:, :k], found.gather(1, order[:, :k])
+        # Of equals the lower row comes first: it also stands in an earlier block.
+        values, order = torch.cat([best, values], 1).sort(dim=1, descending=True, stable=True)
+        best, best_rows = values[:, :k], torch.cat([best_rows, found + start], 1).gather(1, order[:, :k])
+    return best, best_rows
 
 
 def _in_order(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.datamodules.images import decode_split, find_images, open_rgb, read_rgb
+from src.datamodules.images import UnreadableError, decode_split, find_images, open_rgb, read_rgb
 from tests.conftest import ROOT
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -261,6 +261,29 @@ def test_whatever_a_decoder_raises_the_file_is_named(
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(OSError, match=r"a.png can't be decoded: (MemoryError|too deep|short|7)$"):
         read_rgb(tmp_path / "a.png", 4, "bilinear")
+
+
+def test_a_file_that_cannot_be_read_now_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be another time, and nobody would know that it is missing."""
+    Image.fromarray(quarters()).save(tmp_path / "a.png")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", fail)
+        with pytest.raises(UnreadableError, match=r"a.png can't be read: Input/output error"):
+            decode_split(tmp_path, "train", [tmp_path / "a.png"], [0], 4, "bilinear", skip_broken=True)
+    paths = [tmp_path / "a.png", tmp_path / "gone.png"]
+    (line,) = decode_split(tmp_path, "train", paths, [0, 1], 4, "bilinear", skip_broken=True)
+    assert "gone.png can't be decoded: [Errno 2]" in line
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+def test_damaged_notes_do_not_spoil_the_pixels(tmp_path: Path, suffix: str) -> None:
+    image = Image.fromarray(quarters())
+    image.save(tmp_path / f"a.{suffix}", exif=b"Exif\x00\x00no TIFF header", lossless=True, dpi=(72, 72))
+    assert np.abs(centres(read_rgb(tmp_path / f"a.{suffix}", 32, "bilinear")) - EXPECTED).max() <= 6
 
 
 def test_a_name_that_is_not_utf8_can_be_printed(tmp_path: Path) -> None:

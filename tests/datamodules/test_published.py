@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 from scipy.io import savemat
 
@@ -243,6 +245,22 @@ def test_other_options_are_another_store(tmp_path: Path) -> None:
         assert make(CUB200, tmp_path / "original", tmp_path / "cache", **options).path != path
     places = {make(CUB200, tmp_path / name, tmp_path / "cache", **free).path for name in ("original", "other")}
     assert len(places) == 2
+
+
+def test_an_original_is_fetched_by_one_at_a_time(tmp_path: Path) -> None:
+    """Also where two stores are made of it, whose own locks are not the same."""
+    cub(tmp_path / "made")
+    (tmp_path / "root").mkdir()
+    checksum = packed(tmp_path / "made" / "CUB_200_2011", tmp_path / "root" / "CUB.tgz")
+    datamodule = make(CUB200, tmp_path / "root", tmp_path / "cache", archive="CUB.tgz", checksum=checksum)
+    thread = threading.Thread(target=datamodule.prepare_data)
+    with FileLock(tmp_path / "root" / ".CUB.tgz.lock"):
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive()
+        assert not (tmp_path / "root" / "CUB_200_2011").exists()
+    thread.join()
+    assert_the_nine_images(store(datamodule))
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])

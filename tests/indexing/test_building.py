@@ -107,6 +107,41 @@ def test_a_file_that_could_not_be_read_is_tried_again(
     assert next(Index(tmp_path / "out").left_out()).endswith("0007.png can't be read: Permission denied")
     assert made(embedder, pictures, tmp_path / "out") == (1, 39, 0)
 
+    class Cut(Exception):
+        pass
+
+    def cut(done: int) -> None:
+        raise Cut
+
+    small = load(embedder.run, accelerator="cpu", precision="32-true")
+    small.batch_size = 16
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(Cut):
+            build(small, find_source(str(pictures)), tmp_path / "again", cut)
+    assert made(small, pictures, tmp_path / "again") == (24, 15, 1), "what was written before it and after it stays"
+    assert made(small, pictures, tmp_path / "again") == (1, 39, 0)
+
+
+def test_an_index_behind_a_link_stays_there_with_what_else_lies_in_it(
+    embedder: Embedder, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk" / "index").mkdir(parents=True)
+    out = tmp_path / "out"
+    out.symlink_to(tmp_path / "disk" / "index")
+    for number in range(3):
+        made(embedder, pictures, out)
+        assert out.is_symlink()
+        assert len(Index(out)) == 40 - number
+        (out / "notes.txt").write_text("mine")
+        (pictures / f"000{number}.png").unlink()
+    assert made(embedder, pictures, out) == (0, 37, 0)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "disk").iterdir() if path.is_dir()] == ["index"]
+    monkeypatch.setattr("os.path.ismount", lambda path: True)
+    with pytest.raises(FileExistsError, match="is a disk of its own, which can't be replaced: choose a folder on it"):
+        made(embedder, pictures, out)
+
 
 @pytest.mark.skipif(os.name != "posix", reason="names that are no Unicode")
 def test_any_name_of_a_file_can_be_found_again(embedder: Embedder, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from sklearn.datasets import load_sample_images
 
 from src.embedder import Embedder
@@ -36,6 +38,27 @@ def test_every_pair_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "MOST", 100)
     with pytest.raises(ValueError, match=r"threshold=-1 finds more than 100 pairs"):
         similar_pairs(one, None, -1)
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_copies_of_a_file_are_found_without_comparing_them(monkeypatch: pytest.MonkeyPatch, across: bool) -> None:
+    """Whoever is near to one is near to all; and all that are of one image are together, however many."""
+    monkeypatch.setattr(duplicates, "BLOCK", 7)
+    drawn = points(30, 4)
+    of = np.r_[np.arange(20), np.full(40, 3), np.full(5, 8)]  # the image that each row shows
+    one, other = drawn[of], drawn[np.r_[np.arange(20), np.full(6, 3)]] if across else None
+    copies = [np.c_[np.arange(20, 65), of[20:]], np.c_[np.arange(20, 26), np.full(6, 3)]]
+    values, rows, columns = similar_pairs(one, other, 0.8, copies=copies)
+    whole = similar_pairs(one, other, 0.8)
+    assert len(set(zip(rows.tolist(), columns.tolist(), strict=True))) == len(rows) < len(whole[1])
+    second = one if other is None else other
+    assert np.allclose(values, (one[rows] * second[columns]).sum(1), atol=1e-6)
+    shift = len(one) if across else 0
+    found, expected = (
+        connected_components(coo_matrix((p[0], (p[1], p[2] + shift)), (100, 100)), directed=False)[1]
+        for p in ((values, rows, columns), whole)
+    )
+    assert np.array_equal(found, expected), "the same groups"
 
 
 def test_pairs_are_gathered_in_groups(index: Index) -> None:

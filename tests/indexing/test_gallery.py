@@ -33,3 +33,6 @@ def test_it_has_the_images_and_their_names(tmp_path: Path) -> None:
 def test_it_stays_light_enough_to_open(tmp_path: Path, monkeypatch: object) -> None:
     rows = ((str(number), [Picture(missing, "", "")] * 40) for number in range(1000))
     assert write(tmp_path / "page.html", "many", [], rows) == gallery.IMAGES // 40
+    crowd = ("crowd", [Picture(missing, "", "")] * (gallery.IMAGES + 7))
+    assert write(tmp_path / "page.html", "many", [], [crowd, ("next", [])]) == 1
+    assert "crowd: 7 more are not shown" in (tmp_path / "page.html").read_text()

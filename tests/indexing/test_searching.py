@@ -130,7 +130,9 @@ def test_an_approximate_search_finds_as_many_as_are_asked_for(tmp_path: Path) ->
     assert np.allclose(values, np.einsum("qkd,qd->qk", vectors[rows], vectors[:300]), atol=1e-6)
 
 
-def test_what_an_approximate_search_misses_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_an_approximate_search_misses_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     index: list[Index] = [Vectors(points(20_000, 32), tmp_path)]  # type: ignore[list-item]
     vectors = points(300, 32, seed=1)
     found = list(approximate.find(index, asked(vectors), 10, tmp_path / "cache"))
@@ -147,9 +149,16 @@ def test_what_an_approximate_search_misses_is_measured(tmp_path: Path, capsys: p
     assert (np.diff(likeness) <= 0).all()
     copies = list((tmp_path / "cache").rglob("*.faiss"))
     assert len(copies) == 1
+    monkeypatch.setattr(approximate, "GATHERED", 41 * 32 * 7)
+    sliced = list(approximate.find(index, asked(vectors), 10, tmp_path / "cache"))
+    assert [[hit.row for hit in row.hits] for row in sliced] == [[hit.row for hit in row.hits] for row in found]
     before = copies[0].stat().st_mtime_ns
     list(approximate.find(index, asked(vectors), 10, tmp_path / "cache"))
     assert copies[0].stat().st_mtime_ns == before
     np.save(tmp_path / "embeddings.npy", index[0].vectors[:-1])  # another index by now: another copy
     list(approximate.find(index, asked(vectors), 10, tmp_path / "cache"))
     assert len(list((tmp_path / "cache").rglob("*.faiss"))) == 2
+    for copy in (tmp_path / "cache").rglob("*.faiss"):
+        copy.write_bytes(b"no index")
+    with pytest.raises(OSError, match=r"faiss: .*make room, or delete it"):
+        list(approximate.find(index, asked(vectors), 10, tmp_path / "cache"))

@@ -42,6 +42,13 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
         cli.telling_mistakes(fail)()
 
 
+@pytest.mark.parametrize("argument", ["images=2020", "dataset.root=2020_01", "run=1.5"])
+def test_a_place_may_be_a_number(argument: str) -> None:
+    key, _, value = argument.partition("=")
+    assert cli._readable(argument) == f'{key}="{value}"'
+    assert cli._readable(f"{key}s={value}") == f"{key}s={value}", "another setting's is one"
+
+
 def test_what_hydra_wraps_is_unwrapped() -> None:
     error = InstantiationException("Error in call to target 'x':\nValueError('k')\nfull_key: method")
     error.__cause__ = ValueError("k must be positive")
