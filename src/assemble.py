@@ -147,7 +147,8 @@ def check_size(backbone: nn.Module, size: int) -> None:
             raise RuntimeError(f"it makes features of {tuple(found)}, not {backbone.num_features}")
     except (RuntimeError, AssertionError) as error:
         setting = f"input.size={size} or one of dataset.view_sizes"
-        raise ValueError(f"{setting} does not suit the network ({str(error).splitlines()[0]})") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{setting} does not suit the network ({reason})") from error
     finally:
         backbone.train(training)
 

@@ -30,6 +30,7 @@ def main(config: DictConfig) -> None:
     import pytorch_lightning as pl
 
     from src.assemble import assemble
+    from src.callbacks.refresh import Refresh
     from src.reporting.record import said
     from src.running import checkpoints, hardware
 
@@ -43,7 +44,8 @@ def main(config: DictConfig) -> None:
         devices=1,
         precision=hardware.recall_precision(saved.trainer.precision, accelerator),  # type: ignore[arg-type]
         logger=False,
-        callbacks=[evaluation],
+        # The whitening of an unfinished run may be of an epoch before: it is found anew.
+        callbacks=[*([] if (folder / "results.json").exists() else [Refresh(saved.seed)]), evaluation],
         enable_model_summary=False,
         enable_checkpointing=False,
     )

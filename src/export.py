@@ -68,9 +68,10 @@ def export_graph(config: DictConfig, saved: DictConfig, folder: Path, which: Any
             small = partial / "model.int8.onnx"
             quantising.quantise(path, small, embedder.encoder)
             encoders = {path.name: encode, small.name: graphs.open_graph(small)}
+            score = quantising.score_of(saved, config.space)
             for name, found in quantising.measure(encoders, saved, datamodule, embedder.batch_size).items():
                 size = _mebibytes(partial / name)
-                print(f"{name:16} {size:>10} {saved.protocol.monitor} {found.score:6.2f} {found.speed:8.0f} images/s")
+                print(f"{name:16} {size:>10} {score} {found.score:6.2f} {found.speed:8.0f} images/s")
 
 
 def _mebibytes(path: Path) -> str:

@@ -29,7 +29,7 @@ def main(config: DictConfig) -> float:
     settings.check(cli.settled(config))
     OmegaConf.resolve(config)
 
-    from src.running import ranks, runs
+    from src.running import checkpoints, ranks, runs
     from src.running.hardware import count_ranks, select_accelerator, select_precision
 
     launched = HydraConfig.get()
@@ -51,6 +51,7 @@ def main(config: DictConfig) -> float:
     if cluster and cluster.global_rank() > 0:  # rank 0 keeps the folder
         return train(config, folder, choices, cluster)
     with runs.claimed(folder):
+        checkpoints.find_last(folder, config.trainer.max_epochs)  # before anything says that there are so many
         runs.begin(folder, config, launched.overrides.task)
         with runs.saying_how_to_go_on(folder, launched.overrides.task):
             if count == 1 or cluster:

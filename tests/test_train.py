@@ -210,6 +210,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(run: Run, tmp_path: Pat
     process.wait()
     assert not (folder / "results.json").exists()
 
+    before = [(folder / name).read_bytes() for name in ("config.yaml", "overrides.json")]
+    fewer = run("src.train", *arguments, "trainer.max_epochs=0", f"run_dir={folder}")
+    assert f"trainer.max_epochs=0: the run in {folder} has come to epoch" in fewer.stderr
+    assert "goes on from the last checkpoint" not in fewer.stdout
+    assert [(folder / name).read_bytes() for name in ("config.yaml", "overrides.json")] == before
     other = run("src.train", *arguments, "optimizer.lr=0.1", f"run_dir={folder}")
     assert other.returncode == 1
     assert "unfinished run of another config (optimizer.lr: 0.03 became 0.1)" in other.stderr
@@ -370,9 +375,13 @@ def test_the_bar_can_be_switched_off(run: Run, tmp_path: Path) -> None:
 def test_a_run_that_is_told_to_stop_ends_after_its_epoch_as_a_finished_one(run: Run, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "stop").touch()
-    done = run("src.train", *QUIET, "trainer.max_epochs=50", f"run_dir={tmp_path / 'run'}")
+    bare = ("protocol.final.linear=null", "protocol.final.similarity=null")  # all scores are those of every epoch
+    done = run("src.train", *QUIET, *bare, "trainer.max_epochs=50", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     assert results(tmp_path / "run")["last"]["epoch"] == 1
+    again = run("src.evaluate", f"run={tmp_path / 'run'}")
+    ends = "{:.2f} to {:.2f}".format(*results(tmp_path / "run")["intervals"]["knn/top1"])
+    assert re.search(rf"^knn/top1 .* {ends} ", again.stdout, re.MULTILINE), "of the epoch that was the last"
     assert not (tmp_path / "run" / "progress.json").exists()
 
 

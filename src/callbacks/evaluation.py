@@ -39,6 +39,7 @@ class Evaluation(pl.Callback):
         sets: of the latest evaluation, `query` (the test images) and, where there are, `validation` and `gallery`: of
             each `label` `(N,)`, `embedding` `(N, D)` and `pooled` `(N, F)`, on every rank, in the order of the images.
         intervals: by score, of the latest that was final: where 95% of its values lie when queries are drawn anew.
+        closed: whether the latest evaluation of the latest epoch was final.
         histograms: by space and grouping of the classes, of the latest that was final: see
             `src.metrics.similarity.Similarity`.
 
@@ -58,6 +59,7 @@ class Evaluation(pl.Callback):
         self.sets: dict[str, dict[str, Tensor]] = {}
         self.intervals: dict[str, tuple[float, float]] = {}
         self.histograms: dict[str, Any] = {}
+        self.closed = False
         self.queries = ("", VALIDATION) if validation else ("",)
         self.extracted: dict[int, list[dict[str, Tensor]]] = {}
         if monitor not in (scores := self.scores(self.metrics)):
@@ -75,11 +77,12 @@ class Evaluation(pl.Callback):
         return which if space == self.space else f"{which}{space}/"
 
     def is_complete(self, row: Mapping[str, float]) -> bool:
-        """Whether `row` has all the scores that a last epoch has."""
-        return row.keys() >= {*self.scores(self.metrics | self.final), self.monitor}
+        """Whether `row`, of the latest epoch, has all the scores that a last one has, and the intervals are its."""
+        return self.closed and row.keys() >= {*self.scores(self.metrics | self.final), self.monitor}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.sets = {}  # whoever looks has looked; training needs the memory
+        self.closed = False
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.extracted, self.sets = {}, {}
@@ -101,6 +104,7 @@ class Evaluation(pl.Callback):
         gallery = sets[len(self.queries) :]
         self.sets = dict(zip((*("query", "validation")[: len(self.queries)], "gallery"), sets, strict=False))
         final = trainer.state.fn == "validate" or trainer.current_epoch + 1 == trainer.max_epochs
+        self.closed = final
         if final:
             self.intervals, self.histograms = {}, {}
         for space in SPACES:
@@ -122,10 +126,11 @@ class Evaluation(pl.Callback):
                     metric.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"intervals": self.intervals, "histograms": self.histograms}
+        return {"intervals": self.intervals, "histograms": self.histograms, "closed": self.closed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.intervals, self.histograms = state_dict["intervals"], state_dict["histograms"]
+        self.closed = state_dict.get("closed", True)
 
 
 def _collect(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -7,15 +7,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from src.running import figures
 from src.scores import VALIDATION, is_aside
-
-matplotlib.use("Agg")
 
 Row = dict[str, float]
 

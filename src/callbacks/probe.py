@@ -47,6 +47,9 @@ class Probe(pl.Callback):
         for kept in self.learned.values():
             kept.update({name: tensor.to(pl_module.device) for name, tensor in kept.items()})
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_train_start(trainer, pl_module)  # of a checkpoint from which nothing is left to train
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -39,6 +39,12 @@ def quantise(path: Path, to: Path, encoder: Encoder) -> None:
         quantize_dynamic(path, to, weight_type=QuantType.QUInt8, nodes_to_exclude=left)
 
 
+def score_of(config: DictConfig, space: str) -> str:
+    """What a run calls the score that it is monitored by, of vectors of `space`."""
+    *_, name, score = config.protocol.monitor.split("/")
+    return f"{name}/{score}" if space == config.protocol.space else f"{space}/{name}/{score}"
+
+
 def measure(
     encoders: Mapping[str, Encode], config: DictConfig, datamodule: StoreDataModule, batch_size: int
 ) -> dict[str, Measured]:

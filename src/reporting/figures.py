@@ -28,16 +28,20 @@ def curves(protocols: Sequence[Protocol]) -> Figure:
     for axes, protocol in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
         for number, (setting, runs) in enumerate(_best(protocol).items()):
             points = {epoch: spread(values) for epoch, values in curves_of(runs, protocol.headline).items()}
+            points = {epoch: point for epoch, point in points.items() if point}
+            if not points:
+                continue
             middle = [point.value for point in points.values() if point]
             width = [point.spread or 0 for point in points.values() if point]
             colour, style = COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS)]
-            axes.plot(list(points), middle, style, color=colour, marker="o", markersize=3, label=setting)
+            axes.plot(list(points), middle, style, color=colour, marker="o", markersize=3, label=_plain(setting))
             low, high = zip(*((m - w, m + w) for m, w in zip(middle, width, strict=True)), strict=True)
             axes.fill_between(list(points), low, high, color=colour, alpha=0.12, linewidth=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch (0: untrained)", ylabel=f"{protocol.headline} (%)")
         axes.grid(alpha=0.25)
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize="small")
+        if axes.get_lines():
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize="small")
         _entitle(axes, protocol, protocols)
     return figure
 
@@ -65,7 +69,7 @@ def bars(protocols: Sequence[Protocol]) -> Figure:
             _write_values(axes, where, values, values)
         names = [f"{p.system}: {s}" if p else s for s, p in zip(settings, theirs, strict=True)]
         lines = ["\n".join(textwrap.wrap(name, NAME, max_lines=3, placeholder=" …")) for name in names]
-        axes.set_yticks(range(len(settings)), lines, fontsize="small", linespacing=1)
+        axes.set_yticks(range(len(settings)), map(_plain, lines), fontsize="small", linespacing=1)
         axes.invert_yaxis()
         axes.set(xlabel=f"{protocol.headline} (%)")
         axes.spines[["top", "right"]].set_visible(False)
@@ -99,7 +103,7 @@ def histograms(protocols: Sequence[Protocol]) -> Figure | None:
     figure = Figure(figsize=(3.6 * len(columns) + 0.8, 2.4 * len(rows)), dpi=DPI, layout="constrained")
     for line, (name, spaces) in zip(figure.subplots(len(rows), len(columns), squeeze=False), rows, strict=True):
         for axes, (space, grouping) in zip(line, columns, strict=True):
-            axes.set_title(f"{name}\n{space}, {grouping}", fontsize="small", loc="left")
+            axes.set_title(_plain(f"{name}\n{space}, {grouping}"), fontsize="small", loc="left")
             axes.set(xlabel="cosine similarity", ylabel="density")
             if content := spaces.get(space, {}).get(grouping):
                 for which, colour, hatch in (("same", COLOURS[0], None), ("other", COLOURS[1], "//")):
@@ -108,6 +112,11 @@ def histograms(protocols: Sequence[Protocol]) -> Figure | None:
                     axes.stairs(*steps, color=colour, fill=True, alpha=0.25, hatch=hatch)
                 axes.legend(frameon=False, fontsize="small")
     return figure
+
+
+def _plain(text: str) -> str:
+    """As it stands: between two dollars matplotlib reads formulas."""
+    return text.replace("$", r"\$")
 
 
 def _best(protocol: Protocol) -> dict[str, Sequence[Result]]:
@@ -124,4 +133,4 @@ def _best(protocol: Protocol) -> dict[str, Sequence[Result]]:
 def _entitle(axes: Axes, protocol: Protocol, protocols: Sequence[Protocol]) -> None:
     count = len(protocol.settings)
     more = f" (the best {CURVES} of {count} settings)" * (count > CURVES)
-    axes.set_title(f"{title(protocol, protocols)}{more}", fontsize="medium", loc="left", wrap=True)
+    axes.set_title(_plain(f"{title(protocol, protocols)}{more}"), fontsize="medium", loc="left", wrap=True)

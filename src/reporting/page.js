@@ -118,18 +118,20 @@ function chart(place, key, { settings, lines, left_out: leftOut }) {
   const last = (i) => { const [, means] = lines[names[0]][i]; return means.length ? means[means.length - 1] : -Infinity; };
   const best = settings.map((_, i) => i).sort((a, b) => last(b) - last(a));
   const initially = settings.length > MANY ? best.slice(FEW).map((i) => settings[i]) : [];
-  const now = stateOf(key, { name: names[0], hidden: initially });
+  const now = stateOf(key, { name: names[0], hidden: null }); // null until somebody chooses: a sweep may grow
   if (!names.includes(now.name)) now.name = names[0];
-  const hidden = new Set(now.hidden);
+  const hidden = new Set(now.hidden || initially);
+  const looks = settings.map((_, i) => (initially.length ? best.indexOf(i) : i)); // those shown first are told apart
+  const choose = (change) => { change(); now.hidden = [...hidden]; draw(); };
   const canvas = make("canvas", { tabindex: 0, role: "img" });
   const readout = make("p", { class: "readout quiet", role: "status" }, "Point at a curve, or use the arrow keys in the plot.");
   const select = make("select", { id: key + "-name", "aria-label": "Curve of", onchange: () => { now.name = select.value; draw(); } }, ...names.map((name) => make("option", {}, name)));
   select.value = now.name;
-  const all = (on) => { settings.forEach((s) => (on ? hidden.delete(s) : hidden.add(s))); draw(); };
+  const all = (on) => choose(() => settings.forEach((s) => (on ? hidden.delete(s) : hidden.add(s))));
   const tools = make("div", { class: "tools" }, select, make("button", { type: "button", onclick: () => all(true) }, "Show all"), make("button", { type: "button", onclick: () => all(false) }, "Hide all"));
   if (initially.length) tools.append(make("span", { class: "status" }, `The ${FEW} best of ${settings.length} at first`));
   if (leftOut) tools.append(make("span", { class: "status" }, `${leftOut} more in the runs' results.json: too much for a page`));
-  const buttons = settings.map((setting, i) => make("button", { type: "button", onclick: () => { if (!hidden.delete(setting)) hidden.add(setting); draw(); } }, swatch(i), setting));
+  const buttons = settings.map((setting, i) => make("button", { type: "button", onclick: () => choose(() => hidden.delete(setting) || hidden.add(setting)) }, swatch(i), setting));
   place.append(tools, make("div", { class: "plot" }, canvas), readout, make("ul", { class: "legend", "aria-label": "Curves, to show or hide" }, ...(initially.length ? best.map((i) => buttons[i]) : buttons).map((b) => make("li", {}, b))));
 
   function swatch(i) {
@@ -142,12 +144,13 @@ function chart(place, key, { settings, lines, left_out: leftOut }) {
     svg.append(line);
     return svg;
   }
-  function dash(i) { return DASHES[Math.floor(i / 7) % DASHES.length]; }
+  function dash(i) { return DASHES[Math.floor(looks[i] / 7) % DASHES.length]; }
+  function colourOf(i) { return COLOURS[theme()][looks[i] % 7]; }
   function datasets() {
     return settings.flatMap((setting, i) => {
       const [epochs, means, spreads] = lines[now.name][i];
       if (hidden.has(setting) || !epochs.length) return [];
-      const colour = COLOURS[theme()][i % 7];
+      const colour = colourOf(i);
       const points = (sign) => epochs.map((x, k) => ({ x, y: means[k] === null ? null : means[k] + sign * (spreads[k] || 0), spread: spreads[k] }));
       const edge = { pointRadius: 0, pointHoverRadius: 0, borderWidth: 0, backgroundColor: colour + "22" };
       const band = spreads.some((s) => s) ? [{ ...edge, data: points(-1) }, { ...edge, data: points(1), fill: "-1" }] : [];
@@ -183,10 +186,9 @@ function chart(place, key, { settings, lines, left_out: leftOut }) {
     plot.update("none");
     buttons.forEach((button, i) => {
       button.setAttribute("aria-pressed", !hidden.has(settings[i]));
-      button.querySelector("path").setAttribute("stroke", COLOURS[theme()][i % 7]);
+      button.querySelector("path").setAttribute("stroke", colourOf(i));
     });
     canvas.setAttribute("aria-label", `${now.name} over epochs, ${settings.length - hidden.size} curves; arrow keys read the values`);
-    now.hidden = [...hidden];
     save();
   }
   let at = -1;
@@ -255,12 +257,18 @@ const others = document.querySelector("[data-table=others]");
 if (others) table(others, "others", "Not in the tables", data.others);
 
 // While a sweep runs, the page is written anew; a reader who looks at something closely is not disturbed.
+const scrolled = () => [...document.querySelectorAll(".scroll")];
+const folded = () => [...document.querySelectorAll("details")];
 if (state.focus) byId(state.focus)?.focus({ preventScroll: true });
-delete state.focus;
+scrolled().forEach((place, i) => place.scrollTo(...(state.scrolled?.[i] || [0, 0])));
+folded().forEach((place, i) => { place.open = state.open?.[i] ?? place.open; });
+for (const name of ["focus", "scrolled", "open"]) delete state[name];
 if (data.refresh) {
   setInterval(() => {
     if (document.querySelector("dialog[open]")) return;
     state.focus = document.activeElement.id;
+    state.scrolled = scrolled().map((place) => [place.scrollLeft, place.scrollTop]);
+    state.open = folded().map((place) => place.open);
     save();
     location.reload();
   }, 1000 * data.refresh);

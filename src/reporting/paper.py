@@ -12,7 +12,7 @@ from src.running import runs
 
 PAPER = Path(__file__).parent / "paper.csv"
 EPOCHS = {"cifar10": 200, "stl10": 200}  # section 4.1; the text has no number for the others
-NETWORKS = {"cifar10": "resnet18", "stl10": "resnet18"}  # the others: Inception-V1, and a ResNet-18 from scratch
+NETWORKS = {"cifar10": "resnet18", "stl10": "resnet18"}  # else Inception-V1; from scratch ImageNet's ResNet-18
 
 
 class Quoted(NamedTuple):
@@ -71,7 +71,7 @@ def budget(results: Sequence[Result]) -> list[str]:
     for result in results:
         dataset, epochs = result["config"]["dataset"], int(result["last"]["epoch"])
         network = NETWORKS.get(dataset["name"]) or (
-            "inception" if result["config"]["backbone"].get("pretrained") else "resnet18"
+            "inception" if result["config"]["backbone"].get("pretrained") else "resnet18_imagenet"
         )
         if dataset.get("limit"):
             differences.append(f"{dataset['limit']:,} training images")

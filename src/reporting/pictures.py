@@ -10,7 +10,7 @@ from PIL import Image
 from src.reporting.results import Protocol
 from src.running.runs import write_atomically
 
-SIDE, WEIGHT = 1400, 12 * 2**20  # pixels, and bytes of all the pictures in the page
+SIDE, HIGHEST, WEIGHT = 1400, 16000, 12 * 2**20  # pixels (a WebP has 16,383 at most), and bytes of all in the page
 PIXELS = 40_000_000  # a larger picture is not opened
 
 
@@ -62,9 +62,9 @@ def _open(path: Path, folder: Path) -> Image.Image:
 
 
 def embed(image: Image.Image) -> str:
-    """A data URI, no side longer than SIDE."""
+    """A data URI, no wider than SIDE; figures of many panels are high."""
     small = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small.thumbnail((SIDE, HIGHEST), Image.Resampling.LANCZOS)
     content = io.BytesIO()
     small.save(content, "WEBP", quality=88, method=4)
     return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"

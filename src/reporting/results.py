@@ -62,7 +62,7 @@ def find_results(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[st
             results = runs.read_results(path.parent)
             check_results(results)
             runs.bring_up_to_date(results["config"])
-            settings = [item for item in runs.flat(results["config"]).items() if not item[0].startswith(COPIED)]
+            settings = list(runs.telling(results["config"], COPIED).items())
         except (OSError, ValueError, RecursionError) as error:
             left_out.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
@@ -92,7 +92,7 @@ def chosen_on(protocol: Mapping[str, Any]) -> str:
 
 def settings_of(result: Result) -> dict[str, Any]:
     """A run's config by full keys, without what makes no other experiment."""
-    return {key: value for key, value in runs.flat(result["config"]).items() if not key.startswith(ASIDE)}
+    return runs.telling(result["config"], ASIDE)
 
 
 def group_by_protocol(results: Sequence[Result]) -> list[Protocol]:

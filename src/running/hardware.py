@@ -81,7 +81,7 @@ def _gains_from_bfloat16() -> bool:
 
     A training step of the ResNet-18 takes 1.4 times as long there.
     """
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False
     return torch.cpu._is_amx_tile_supported() or "Intel" not in _cpu_model()
 

@@ -97,15 +97,11 @@ def begin(folder: Path, config: DictConfig, overrides: Sequence[str] = ()) -> No
     if done is not None and not (done and has_checkpoint(folder) and config.trainer.max_epochs > done):
         raise FileExistsError(
             f"{folder} holds a finished run (results.json) of {done} epochs: choose another run_dir"
-            + (", or more trainer.max_epochs to go on with it" if done else "")
+            + (", or more trainer.max_epochs to go on with it" * bool(done and not _ends_with_its_epochs(config)))
         )
     if (begun := begun_with(folder)) is not None:
-        before, now = flat(OmegaConf.to_container(begun)), flat(OmegaConf.to_container(config))
-        changed = [
-            key
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not key.startswith(FREE)
-        ]
+        before, now = (telling(OmegaConf.to_container(each), FREE) for each in (begun, config))
+        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if changed:
             differences = ", ".join(f"{key}: {before.get(key)} became {now.get(key)}" for key in changed[:5])
             kind = "an unfinished" if done is None else "a finished"
@@ -115,6 +111,11 @@ def begin(folder: Path, config: DictConfig, overrides: Sequence[str] = ()) -> No
         (folder / STOP).unlink(missing_ok=True)  # it has ended the run before
     write_atomically(path, OmegaConf.to_yaml(config))
     write_atomically(folder / OVERRIDES, json.dumps(list(overrides), indent=1))
+
+
+def _ends_with_its_epochs(config: DictConfig) -> bool:
+    """Whether the learning rates depend on how many epochs there are, so that there can't be more afterwards."""
+    return OmegaConf.select(config, "schedule.epochs") is not None
 
 
 def begun_with(folder: Path) -> DictConfig | None:
@@ -257,6 +258,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def telling(plain: Any, aside: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of a config by their full keys, but for those `aside`, and where the original of a set lies that is
+    published, and so the same anywhere.
+    """
+    published = {"url", "urls"} & plain.get("dataset", {}).keys()
+    left = (*aside, "dataset.root") if published else aside
+    return {key: value for key, value in flat(plain).items() if not key.startswith(left)}
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -189,6 +189,8 @@ def test_a_row_is_complete_with_all_final_scores_and_no_more() -> None:
         f"{space}{name}/{top}" for space in ("", "pooled/") for name in ("knn", "wide") for top in ("top1", "top5")
     ]
     row = dict.fromkeys([*names, "validation/knn/top1"], 1.0)
+    assert not evaluation.is_complete(row), "no last evaluation was there, which has the intervals"
+    evaluation.closed = True
     assert evaluation.is_complete(row)
     assert not any(evaluation.is_complete({name: 1.0 for name in row if name != left_out}) for left_out in row)
 

@@ -8,14 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from src.backbones.inception import GoogLeNet, load_caffe_weights
 from src.datamodules.images import open_rgb, to_square
 from src.embedder import Encoder
 from src.exporting.graphs import open_graph, quiet, write
-from src.exporting.quantising import quantise
+from src.exporting.quantising import quantise, score_of
 from tests.exporting.test_graphs import encoder_of
 from tests.shared import shared
+
+
+def test_a_score_is_called_as_the_run_calls_it() -> None:
+    for monitor in ("knn/top1", "embedding/knn/top1"):
+        config = OmegaConf.create({"protocol": {"monitor": monitor, "space": "embedding"}})
+        assert [score_of(config, space) for space in ("embedding", "pooled")] == ["knn/top1", "pooled/knn/top1"]
 
 
 def similarity(tmp_path: Path, images: np.ndarray) -> Any:

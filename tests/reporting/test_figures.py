@@ -35,6 +35,20 @@ def test_files_open_and_are_the_same_again(result: dict[str, Any], tmp_path: Pat
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_odd_names_and_runs_without_a_score_stop_nothing(result: dict[str, Any], tmp_path: Path) -> None:
+    """Between dollars there would be a formula, which need not be one."""
+    odd, silent = changed(result, choices__method=r"$\frac$"), changed(result, choices__method="silent")
+    silent["history"] = []
+    protocols = group_by_protocol([changed(result), odd, silent])
+    for draw in (figures.curves, figures.bars, figures.histograms):
+        if drawn := draw(protocols):
+            save(drawn, tmp_path / draw.__name__)
+    (axes,) = figures.curves(protocols).axes
+    assert len(axes.lines) == 2
+    (axes,) = figures.curves(group_by_protocol([silent])).axes
+    assert not axes.lines
+
+
 def test_curves_are_means_with_a_band(result: dict[str, Any]) -> None:
     runs = [changed(result, seed) for seed in range(3)]
     (axes,) = figures.curves(group_by_protocol(runs)).axes

@@ -79,3 +79,8 @@ def test_budgets(result: dict[str, Any]) -> None:
     ]
     full = of_cifar(result, choices__backbone="resnet18", config__dataset__limit=None, last__epoch=200)
     assert budget([full]) == []
+    table6: dict[str, Any] = {"config__dataset__name": "products", "config__dataset__limit": None, "last__epoch": 0}
+    scratch: dict[str, Any] = {"config__backbone": {"pretrained": False}}
+    assert budget([changed(result, choices__backbone="resnet18_imagenet", **table6, **scratch)]) == []
+    other = budget([changed(result, choices__backbone="resnet18", **table6, **scratch)])
+    assert other == ["resnet18, not resnet18_imagenet"]

@@ -89,6 +89,24 @@ def test_a_finished_run_without_training_is_not_extended(folder: Path) -> None:
         again(folder, "trainer.max_epochs=6")
 
 
+def test_more_epochs_are_not_offered_where_rates_end_with_them(folder: Path) -> None:
+    again(folder, "schedule=steps")
+    finish(folder, 5)
+    for schedule, offered in (("steps", True), ("cosine", False)):
+        with pytest.raises(FileExistsError) as refused:
+            again(folder, f"schedule={schedule}")
+        assert ("or more trainer.max_epochs" in str(refused.value)) == offered
+
+
+@pytest.mark.parametrize("dataset", ["stl10", "cub200", "cars196"])
+def test_another_cache_makes_no_other_run(dataset: str) -> None:
+    """Where it keeps the original of a published set neither; another folder of one's own images does."""
+    one, other = (runs.telling(plain(f"dataset={dataset}", f"cache_dir=/{name}"), runs.FREE) for name in "ab")
+    assert one == other
+    mine = [runs.telling(plain("dataset=folder", f"dataset.root=/{name}"), runs.FREE) for name in "ab"]
+    assert mine[0] != mine[1]
+
+
 def test_what_makes_a_run_go_on_can_be_typed() -> None:
     """Hydra takes a comma for another value."""
     said = runs.command_in("run_dir", Path("/data/a,b"), ["seed=1"])
