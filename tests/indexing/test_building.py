@@ -29,6 +29,14 @@ def made(embedder: Embedder, images: Path, out: Path) -> tuple[int, int, int]:
     return counts.embedded, counts.known, counts.left_out
 
 
+class Cut(Exception):
+    """What ends a building after its first group of images."""
+
+
+def cut(done: int) -> None:
+    raise Cut
+
+
 def content(folder: Path) -> tuple[bytes, list[str]]:
     """The bytes of the vectors, and all that is said of the images."""
     with closing(sqlite3.connect(folder / "images.sqlite")) as names:
@@ -107,12 +115,6 @@ def test_a_file_that_could_not_be_read_is_tried_again(
     assert next(Index(tmp_path / "out").left_out()).endswith("0007.png can't be read: Permission denied")
     assert made(embedder, pictures, tmp_path / "out") == (1, 39, 0)
 
-    class Cut(Exception):
-        pass
-
-    def cut(done: int) -> None:
-        raise Cut
-
     small = load(embedder.run, accelerator="cpu", precision="32-true")
     small.batch_size = 16
     with monkeypatch.context() as patch:
@@ -189,12 +191,6 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(trained: Path, picture
 
 
 def test_what_changes_while_it_is_cut_off_is_seen(embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
-    class Cut(Exception):
-        pass
-
-    def cut(done: int) -> None:
-        raise Cut
-
     small = load(embedder.run, accelerator="cpu", precision="32-true")
     small.batch_size = 16
     with pytest.raises(Cut):
