@@ -51,7 +51,8 @@ def main(config: DictConfig) -> float:
     if cluster and cluster.global_rank() > 0:  # rank 0 keeps the folder
         return train(config, folder, choices, cluster)
     with runs.claimed(folder):
-        checkpoints.find_last(folder, config.trainer.max_epochs)  # before anything says that there are so many
+        if not (folder / "results.json").exists():
+            checkpoints.find_last(folder, config.trainer.max_epochs)  # before anything says that there are so many
         runs.begin(folder, config, launched.overrides.task)
         with runs.saying_how_to_go_on(folder, launched.overrides.task):
             if count == 1 or cluster:

@@ -240,7 +240,7 @@ def test_a_run_ends_with_a_sweep_that_is_killed(tmp_path: Path, cache: Path) -> 
         assert time.monotonic() < deadline, "it lives on"
         time.sleep(0.05)
     assert standing(folder).kind == "cut off"
-    assert "SIGTERM: ends when this step is kept" in (folder / "log.txt").read_text()
+    assert "Not finished; this goes on from the last checkpoint" in (folder / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(
