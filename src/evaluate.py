@@ -45,7 +45,7 @@ def main(config: DictConfig) -> None:
         precision=hardware.recall_precision(saved.trainer.precision, accelerator),  # type: ignore[arg-type]
         logger=False,
         # The whitening of an unfinished run may be of an epoch before: it is found anew.
-        callbacks=[*([] if (folder / "results.json").exists() else [Refresh(saved.seed)]), evaluation],
+        callbacks=[evaluation] if (folder / "results.json").exists() else [Refresh(saved.seed), evaluation],
         enable_model_summary=False,
         enable_checkpointing=False,
     )

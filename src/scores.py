@@ -12,6 +12,11 @@ def is_aside(name: str) -> bool:
     return name.removeprefix(VALIDATION).startswith(tuple(f"{space}/" for space in SPACES))
 
 
+def bare_of(score: str) -> str:
+    """`<metric>/<score>` alone."""
+    return NAME.fullmatch(score)[3]  # type: ignore[index]
+
+
 def in_space(score: str, space: str) -> str:
     """The name of the deciding space's `score` in the other one, `space`."""
     held_out, _, bare = NAME.fullmatch(score).groups(default="")  # type: ignore[union-attr]

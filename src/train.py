@@ -49,21 +49,22 @@ def main(config: DictConfig) -> float:
     if cluster and not any(override.startswith("run_dir=") for override in launched.overrides.task):
         raise ValueError("run_dir: give all processes of the run the same one, run_dir=FOLDER")
     if cluster and cluster.global_rank() > 0:  # rank 0 keeps the folder
-        return train(config, folder, choices, cluster)
+        return train(config, folder, choices, checkpoints.find_last(folder, config.trainer.max_epochs), cluster)
     with runs.claimed(folder):
-        if not (folder / "results.json").exists():
-            checkpoints.find_last(folder, config.trainer.max_epochs)  # before anything says that there are so many
-        runs.begin(folder, config, launched.overrides.task)
+        last = runs.begin(folder, config, launched.overrides.task)
         with runs.saying_how_to_go_on(folder, launched.overrides.task):
             if count == 1 or cluster:
-                return train(config, folder, choices, cluster)
-            ranks.spawn(train, count, config, folder, choices)
+                return train(config, folder, choices, last, cluster)
+            ranks.spawn(train, count, config, folder, choices, last)
             results = runs.read_results(folder)
             return float(results["last"][results["monitor"]])
 
 
-def train(config: DictConfig, folder: Path, choices: dict[str, Any], cluster: Any = None) -> float:
-    """Assemble, start, score the untrained network and fit, collect, write; on every rank, the last epoch's score."""
+def train(config: DictConfig, folder: Path, choices: dict[str, Any], last: Path | None, cluster: Any = None) -> float:
+    """Assemble, start, score the untrained network and fit, collect, write; on every rank, the last epoch's score.
+
+    From the checkpoint `last` on, where there is one.
+    """
     import pytorch_lightning as pl
 
     from src.assemble import assemble, make_logger, make_trainer
@@ -71,14 +72,13 @@ def train(config: DictConfig, folder: Path, choices: dict[str, Any], cluster: An
     from src.callbacks.pictures import Pictures
     from src.module import find_callback
     from src.reporting.record import announce, collect, summary
-    from src.running import checkpoints, hardware, runs
+    from src.running import hardware, runs
     from src.running.loggers import finishing
 
     history = History()
     hardware.settle()
     pl.seed_everything(config.seed, verbose=False)
     facts = hardware.describe_hardware(config.trainer.accelerator, config.trainer.devices, config.trainer.num_nodes)
-    last = checkpoints.find_last(folder, config.trainer.max_epochs)
     datamodule, module, evaluation = assemble(config, int(facts["ranks"]), filled=last is not None)
     settings: Any = OmegaConf.to_container(config)
 

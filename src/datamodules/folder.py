@@ -1,7 +1,5 @@
 """A user's own folder of images."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +8,7 @@ import numpy as np
 
 from src.datamodules.base import StoreDataModule
 from src.datamodules.images import DECODER, decode_split, find_images, is_hidden
+from src.datamodules.store import digest_of
 from src.hints import Pixels, Resample, Share, Text
 
 SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation")  # which no class is called
@@ -55,7 +54,7 @@ class Folder(StoreDataModule):
             name: [(str(path), *_state(path), label) for path, label in entries]
             for name, entries in self.entries.items()
         }
-        digest = hashlib.sha256(json.dumps([DECODER, listing, size, resample, skip_broken]).encode()).hexdigest()[:12]
+        digest = digest_of(DECODER, listing, size, resample, skip_broken)
         self.path = self.path.with_name(f"{self.name}-{self.root.name}-{digest}")
 
     def build(self, folder: Path) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """The published fine-grained sets: found, or fetched, or asked for; decoded; and held to their published counts."""
 
-import hashlib
-import json
 import os
 import shutil
 import tarfile
@@ -15,6 +13,7 @@ from filelock import FileLock
 
 from src.datamodules.base import StoreDataModule
 from src.datamodules.images import DECODER, decode_split
+from src.datamodules.store import digest_of
 from src.hints import Checksum, Count, Counts, Name, Pixels, Resample, Text
 from src.running.download import download
 
@@ -60,8 +59,7 @@ class PublishedDataModule(StoreDataModule):
         self.train_classes, self.counts = train_classes, counts
         self.size, self.resample, self.skip_broken = size, resample, skip_broken
         place = str(self.root) if counts is None else None  # an original of the published counts is the same anywhere
-        what = [DECODER, train_classes, counts and [*counts], skip_broken, place]
-        digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+        digest = digest_of(DECODER, train_classes, counts and [*counts], skip_broken, place)
         self.path = self.path.with_name(f"{self.name}-{size}-{resample}-{digest}")
 
     def read(self) -> tuple[list[str], list[Entry]] | None:

@@ -25,6 +25,11 @@ FORMAT = 1
 SPLITS = ("train", "test")
 
 
+def digest_of(*what: Any) -> str:
+    """Twelve letters for the name of a store, others for whatever else its images depend on."""
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+
+
 @dataclass(frozen=True)
 class Split:
     """Images uint8 `(N, H, W, 3)`, mapped from disk, and labels int64 `(N,)`."""

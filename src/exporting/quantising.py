@@ -14,6 +14,7 @@ from src.datamodules.base import StoreDataModule
 from src.embedder import Encoder
 from src.exporting.graphs import Encode, quiet
 from src.exporting.images import batches
+from src.scores import bare_of, in_space
 
 
 class Measured(NamedTuple):
@@ -41,15 +42,15 @@ def quantise(path: Path, to: Path, encoder: Encoder) -> None:
 
 def score_of(config: DictConfig, space: str) -> str:
     """What a run calls the score that it is monitored by, of vectors of `space`."""
-    *_, name, score = config.protocol.monitor.split("/")
-    return f"{name}/{score}" if space == config.protocol.space else f"{space}/{name}/{score}"
+    bare = bare_of(config.protocol.monitor)
+    return bare if space == config.protocol.space else in_space(bare, space)
 
 
 def measure(
     encoders: Mapping[str, Encode], config: DictConfig, datamodule: StoreDataModule, batch_size: int
 ) -> dict[str, Measured]:
     """Score each of `encoders` on all test images as the run was scored; they take turns, batch by batch."""
-    *_, name, score = config.protocol.monitor.split("/")  # before them, it may be, a space
+    name, _, score = bare_of(config.protocol.monitor).partition("/")
     metric = instantiate(config.protocol.metrics[name])
     labels = {"query": datamodule.query_labels}
     if datamodule.gallery_labels is not None:

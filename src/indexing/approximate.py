@@ -20,6 +20,7 @@ from src.indexing import searching
 from src.indexing.index import VECTORS, Index
 from src.indexing.progress import showing
 from src.indexing.searching import Queries, Result
+from src.vectors.neighbors import in_parts
 
 WANTED = 0.95  # of the true neighbours
 ASKED = 200  # images of the index, whose neighbours are found both ways
@@ -73,9 +74,7 @@ class _Copy:
         Where the lists looked into have fewer than k images, all are looked into.
         """
         if len(query) > (at_once := max(1, GATHERED // ((AGAIN * k + 1) * query.shape[1]))):
-            owns = [None] * -(-len(query) // at_once) if own is None else own.split(at_once)
-            found = [self.search(some, k, mine) for some, mine in zip(query.split(at_once), owns, strict=True)]
-            return torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
+            return in_parts(lambda some, mine: self.search(some, k, mine), query, own, at_once)
         values, rows = self._search(query, k, own)
         few = values[:, -1].isinf()
         if few.any():

@@ -70,13 +70,7 @@ class Clustering(Score):
     def scores(self) -> list[str]:
         return ["NMI"]
 
-    def update(
-        self,
-        query: Tensor,
-        query_labels: Tensor,
-        gallery: Tensor | None = None,
-        gallery_labels: Tensor | None = None,
-    ) -> None:
+    def update(self, query: Tensor, query_labels: Tensor, *gallery: Tensor) -> None:
         """Cluster `query` `(Q, D)`, unit norm; a gallery, which other metrics may have, is not looked at."""
         clusters, _ = kmeans(query, len(query_labels.unique()), self.seed, self.restarts)
         self.shares = {"NMI": information_terms(clusters, query_labels, self.average)}

@@ -64,13 +64,7 @@ class Geometry(Score):
         if len(query_labels) < 2:
             raise ValueError(f"{self.setting}: {query} has one image, and no pair: it must have two or more")
 
-    def update(
-        self,
-        query: Tensor,
-        query_labels: Tensor,
-        gallery: Tensor | None = None,
-        gallery_labels: Tensor | None = None,
-    ) -> None:
+    def update(self, query: Tensor, query_labels: Tensor, *gallery: Tensor) -> None:
         """Look at `query` `(Q, D)`, unit norm, and at nothing else."""
         self.found = {"uniformity": uniformity(query).float(), "rank": effective_rank(query).float()}
 

@@ -80,13 +80,7 @@ class Retrieval(Score):
         if not relevant_counts(query_labels).any():
             raise ValueError(f"protocol.metrics.retrieval: no class of {query} has two images, nothing can be found")
 
-    def update(
-        self,
-        query: Tensor,
-        query_labels: Tensor,
-        gallery: Tensor | None = None,
-        gallery_labels: Tensor | None = None,
-    ) -> None:
+    def update(self, query: Tensor, query_labels: Tensor, *gallery: Tensor) -> None:
         """Retrieve among `query` `(Q, D)`, unit norm; a gallery, which other metrics may have, is not looked at."""
         hits, precision = retrieval_hits(query, query_labels, self.k)
         self.hits = self.hits + hits.sum(0)

@@ -27,12 +27,12 @@ def curves(protocols: Sequence[Protocol]) -> Figure:
     figure = Figure(figsize=(8, 4.5 * len(shown)), dpi=DPI, layout="constrained")
     for axes, protocol in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
         for number, (setting, runs) in enumerate(_best(protocol).items()):
-            points = {epoch: spread(values) for epoch, values in curves_of(runs, protocol.headline).items()}
-            points = {epoch: point for epoch, point in points.items() if point}
+            values_at = curves_of(runs, protocol.headline)
+            points = {epoch: point for epoch, values in values_at.items() if (point := spread(values))}
             if not points:
                 continue
-            middle = [point.value for point in points.values() if point]
-            width = [point.spread or 0 for point in points.values() if point]
+            middle = [point.value for point in points.values()]
+            width = [point.spread or 0 for point in points.values()]
             colour, style = COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS)]
             axes.plot(list(points), middle, style, color=colour, marker="o", markersize=3, label=_plain(setting))
             low, high = zip(*((m - w, m + w) for m, w in zip(middle, width, strict=True)), strict=True)

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from src import settings
-from src.running.checkpoints import has_checkpoint
+from src.running.checkpoints import find_last, has_checkpoint
 from src.running.cli import as_text
 
 # Settings that make no other run: where things lie, and how it is watched.
@@ -82,15 +82,18 @@ def _name_of(folder: Path) -> str:
     return path.read_text() if path.exists() else "another process"
 
 
-def begin(folder: Path, config: DictConfig, overrides: Sequence[str] = ()) -> None:
+def begin(folder: Path, config: DictConfig, overrides: Sequence[str] = ()) -> Path | None:
     """Make `folder` that of a run of `config`: new, or going on from its last checkpoint: by more epochs if finished.
 
     `overrides`, which were typed to have it, are kept for who wants it again, and the results of a finished run that
     goes on as `results-<epochs>.json`.
 
+    Returns:
+        The checkpoint that the run goes on from, if it does.
+
     Raises:
         FileExistsError: it holds a finished run, which nothing overwrites.
-        ValueError: it holds a run of another config.
+        ValueError: it holds a run of another config, of more epochs, or whose checkpoints are damaged.
     """
     results, path = folder / "results.json", folder / "config.yaml"
     done = read_results(folder)["last"]["epoch"] if results.exists() else None
@@ -99,6 +102,7 @@ def begin(folder: Path, config: DictConfig, overrides: Sequence[str] = ()) -> No
             f"{folder} holds a finished run (results.json) of {done} epochs: choose another run_dir"
             + (", or more trainer.max_epochs to go on with it" * bool(done and not _ends_with_its_epochs(config)))
         )
+    last = find_last(folder, config.trainer.max_epochs)
     if (begun := begun_with(folder)) is not None:
         before, now = (telling(OmegaConf.to_container(each), FREE) for each in (begun, config))
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
@@ -111,6 +115,7 @@ def begin(folder: Path, config: DictConfig, overrides: Sequence[str] = ()) -> No
         (folder / STOP).unlink(missing_ok=True)  # it has ended the run before
     write_atomically(path, OmegaConf.to_yaml(config))
     write_atomically(folder / OVERRIDES, json.dumps(list(overrides), indent=1))
+    return last
 
 
 def _ends_with_its_epochs(config: DictConfig) -> bool:

@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -220,7 +220,7 @@ def find_runs(folders: Iterable[Path]) -> dict[Path, Standing]:
 
 
 def start(
-    job: Job, environment: Mapping[str, str], hold: Iterable[int] = (), without: Iterable[str] = ()
+    job: Job, environment: Mapping[str, str], hold: Iterable[int] = (), without: Collection[str] = ()
 ) -> subprocess.Popen[bytes]:
     """Run a job in a process and session of its own, which writes what it says into the log of its folder.
 
@@ -231,7 +231,7 @@ def start(
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / FAILURE).unlink(missing_ok=True)
-    ours = {name: value for name, value in os.environ.items() if name not in set(without)}
+    ours = {name: value for name, value in os.environ.items() if name not in without}
     with (job.folder / LOG).open("ab") as log:
         log.write(f"{HEADING}{shlex.join(job.command)}\n".encode())
         log.flush()

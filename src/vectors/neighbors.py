@@ -1,6 +1,7 @@
 """Exact nearest neighbours by cosine similarity, in bounded memory, and batches made of neighbours."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
@@ -105,9 +106,7 @@ def search(
     if not 1 <= k <= most:
         raise ValueError(f"k={k} neighbours asked of a gallery of {len(gallery)} images: choose 1 to {most}")
     if len(query) > QUERIES:
-        owns = own.split(QUERIES) if own is not None else [None] * -(-len(query) // QUERIES)
-        parts = [search(part, gallery, k, mine, rows) for part, mine in zip(query.split(QUERIES), owns, strict=True)]
-        return torch.cat([values for values, _ in parts]), torch.cat([found for _, found in parts])
+        return in_parts(lambda some, mine: search(some, gallery, k, mine, rows), query, own, QUERIES)
     best, best_rows = query.new_empty(len(query), 0), query.new_empty(len(query), 0, dtype=torch.long)
     for start in range(0, len(gallery), rows):
         block = gallery[start : start + rows]
@@ -120,6 +119,15 @@ def search(
         values, order = torch.cat([best, values], 1).sort(dim=1, descending=True, stable=True)
         best, best_rows = values[:, :k], torch.cat([best_rows, found + start], 1).gather(1, order[:, :k])
     return best, best_rows
+
+
+def in_parts(
+    find: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]], query: Tensor, own: Tensor | None, at_once: int
+) -> tuple[Tensor, Tensor]:
+    """What `find` finds for the queries `(Q, D)` and their own rows `(Q,)`, if any, so many `at_once`."""
+    owns = [None] * -(-len(query) // at_once) if own is None else own.split(at_once)
+    values, rows = zip(*map(find, query.split(at_once), owns), strict=True)
+    return torch.cat(values), torch.cat(rows)
 
 
 def _in_order(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
