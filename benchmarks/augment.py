@@ -1,4 +1,4 @@
-"""Time of the full augmentation: ours, over a batch, against Kornia's and, image by image, torchvision's.
+"""Time of the full augmentation: ours, over a batch, against Kornia's and, image by image, torchvision's on the CPU.
 
 `python -m benchmarks.augment`
 """
@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_images
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from benchmarks.timing import apart, heading, medians, report
+from benchmarks.timing import DEVICE, apart, heading, medians, report
 from benchmarks.train_step import JITTER, SCALE, one_by_one
 from src.augmentations.random import (
     Augmentation,
@@ -44,7 +44,7 @@ def ours(size: int) -> Call:
         gray=RandomGrayscale(0.2),
         flip=RandomHorizontalFlip(0.5),
     )
-    images, generator = photographs(size), torch.Generator().manual_seed(0)
+    images, generator = photographs(size).to(DEVICE), torch.Generator().manual_seed(0)
     return lambda: augmentation(images, generator) / 255
 
 
@@ -55,7 +55,7 @@ def by_kornia(size: int) -> Call:
         kornia.RandomGrayscale(p=0.2),
         kornia.RandomHorizontalFlip(0.5),
     )
-    planes = photographs(size).permute(0, 3, 1, 2).contiguous()
+    planes = photographs(size).permute(0, 3, 1, 2).contiguous().to(DEVICE)
     return lambda: augmentation(planes / 255)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import heading
+from benchmarks.timing import DEVICE, heading
 from benchmarks.train_step import BATCH, configure, published
 from src.assemble import assemble
 from src.backbones.head import Head
@@ -47,7 +47,7 @@ def plain(seed: int) -> float:
         split = ("test", "train")[number]
         batches = [datamodule.clean(batch, split) for batch in datamodule.val_dataloader()[number]]
         labels = torch.cat([batch["label"] for batch in batches])
-        return torch.cat([network(batch["image"]) for batch in batches]), labels
+        return torch.cat([network(batch["image"].to(DEVICE)).cpu() for batch in batches]), labels
 
     metric = WeightedKNN()
     metric.update(*embed(0), *embed(1))

@@ -1,4 +1,7 @@
-"""The kNN score at the size of CIFAR-10, against faiss, lightly and scikit-learn: `python -m benchmarks.knn`."""
+"""The kNN score at the size of CIFAR-10, against lightly, and faiss and scikit-learn on the CPU.
+
+`python -m benchmarks.knn`
+"""
 
 import faiss
 import torch
@@ -7,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.timing import heading, medians, report
+from benchmarks.timing import DEVICE, heading, medians, report
 from src.metrics.knn import knn_votes
 from src.vectors.neighbors import nearest_neighbors
 
@@ -29,11 +32,12 @@ def search(title: str, query: Tensor, gallery: Tensor, k: int, own: Tensor | Non
     other = NearestNeighbors(algorithm="brute", metric="cosine").fit(gallery.numpy())
     extra = int(own is not None)  # the others find the query itself too
     few = query[:200]
-    mine = nearest_neighbors(few, gallery, k, own[:200] if own is not None else None)[0]
+    here, there, itself = query.to(DEVICE), gallery.to(DEVICE), None if own is None else own.to(DEVICE)
+    mine = nearest_neighbors(here[:200], there, k, None if itself is None else itself[:200])[0].cpu()
     for theirs in (index.search(few.numpy(), k + extra)[0], 1 - other.kneighbors(few.numpy(), k + extra)[0]):
         torch.testing.assert_close(mine, torch.from_numpy(theirs)[:, extra:], rtol=0, atol=1e-5)
     contenders = {
-        "ours": lambda: nearest_neighbors(query, gallery, k, own),
+        "ours": lambda: nearest_neighbors(here, there, k, itself),
         "faiss": lambda: index.search(query.numpy(), k + extra),
         "scikit-learn": lambda: other.kneighbors(query.numpy(), k + extra),
     }
@@ -44,16 +48,18 @@ def classify() -> None:
     """The whole score, votes included."""
     gallery, labels = clustered(50_000, 10, 0.2)
     query = normalize(gallery[:10_000] + 0.1 * torch.randn(10_000, DIM), dim=1)
+    here = query.to(DEVICE), gallery.to(DEVICE), labels.to(DEVICE)
 
     def lightly() -> Tensor:
-        parts = [knn_predict(part, gallery.T.contiguous(), labels, 10, 200, 0.1) for part in query.split(512)]
-        return torch.cat(parts)[:, 0]
+        queries, points, classes = here
+        points = points.T.contiguous()
+        return torch.cat([knn_predict(part, points, classes, 10, 200, 0.1) for part in queries.split(512)])[:, 0]
 
-    agree = (knn_votes(query, gallery, labels).argmax(1) == lightly()).float().mean()
+    agree = (knn_votes(*here).argmax(1) == lightly()).float().mean()
     assert agree > 0.999, f"lightly's kNN gives the same class to {agree:.2%}"
     neighbors = KNeighborsClassifier(200, algorithm="brute", metric="cosine").fit(gallery.numpy(), labels.numpy())
     contenders = {
-        "ours": lambda: knn_votes(query, gallery, labels),
+        "ours": lambda: knn_votes(*here),
         "lightly": lightly,
         "scikit-learn, unweighted": lambda: neighbors.predict(query.numpy()),
     }

@@ -14,7 +14,7 @@ from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.timing import heading, medians, peak_memory, report
+from benchmarks.timing import DEVICE, heading, medians, peak_memory, report
 from benchmarks.train_step import transcription
 from src.methods.invariant_spreading import invariant_spreading_loss
 
@@ -22,7 +22,7 @@ Loss = Callable[[Tensor], Tensor]
 
 
 def metric_learning(embeddings: Tensor) -> Tensor:
-    return SupConLoss(0.1)(embeddings, torch.arange(len(embeddings) // 2).repeat(2))
+    return SupConLoss(0.1)(embeddings, torch.arange(len(embeddings) // 2, device=DEVICE).repeat(2))
 
 
 def lightly(embeddings: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ CONTENDERS: dict[str, Loss] = {
 
 def embed(rows: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return normalize(torch.randn(rows, 128, generator=generator), dim=1).requires_grad_()
+    return normalize(torch.randn(rows, 128, generator=generator), dim=1).to(DEVICE).requires_grad_()
 
 
 def call(loss: Loss, embeddings: Tensor) -> None:

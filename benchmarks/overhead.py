@@ -1,4 +1,7 @@
-"""What Lightning and all the callbacks add to a training step: `python -m benchmarks.overhead`, on CIFAR-10."""
+"""What Lightning and a run's callbacks add to a training step: `python -m benchmarks.overhead`, on CIFAR-10.
+
+All of `make_trainer` but the probe, which is a classifier that trains besides, and has a row of its own.
+"""
 
 import io
 import statistics
@@ -6,18 +9,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
 
-from benchmarks.timing import heading, report
+from benchmarks.timing import DEVICE, heading, report, wait
 from benchmarks.train_step import bare, configure
-from src.assemble import assemble
+from src.assemble import assemble, make_trainer
 from src.callbacks.history import History
-from src.callbacks.progress import Progress
-from src.callbacks.refresh import Refresh
-from src.callbacks.steps import Steps
 
 EPOCHS = 5
 
@@ -33,40 +33,36 @@ class InTurn(pl.Callback):
         self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        wait()
         middle = time.perf_counter()
         self.bare_loop()
+        wait()
         for times, seconds in zip(
             self.seconds.values(), (middle - self.start, time.perf_counter() - middle), strict=True
         ):
             times.append(seconds)
 
 
-def compare(backbone: str, steps: int) -> None:
-    config: Any = configure("dataset=cifar10", f"backbone={backbone}")
-    datamodule, module, _ = assemble(config, 1)
+def compare(backbone: str, steps: int, *overrides: str) -> None:
+    options = [f"+trainer.limit_train_batches={steps}", "+trainer.limit_val_batches=0", "callbacks.pictures=null"]
+    options += [f"trainer.max_epochs={EPOCHS + 1}", "trainer.precision=bf16-mixed"]
+    config: Any = configure("dataset=cifar10", f"backbone={backbone}", *options, *overrides)
+    config.trainer.accelerator = "gpu" if DEVICE.type == "cuda" else "cpu"
+    datamodule, module, evaluation = assemble(config, 1)
     turns = InTurn(bare(config, steps))
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            precision="bf16-mixed",
-            max_epochs=EPOCHS + 1,
-            limit_train_batches=steps,
-            limit_val_batches=0,
-            callbacks=[turns, Refresh(0), Steps(), History(), Progress(), ModelCheckpoint(folder)],
-            default_root_dir=folder,
-            logger=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        with redirect_stdout(io.StringIO()):
-            trainer.fit(module, datamodule)
-    report(f"{backbone}: {steps} steps", {name: statistics.median(times[1:]) for name, times in turns.seconds.items()})
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        trainer = make_trainer(config, Path(folder), module, evaluation, History(), None, None)
+        trainer.callbacks.insert(0, turns)  # type: ignore[attr-defined]
+        trainer.fit(module, datamodule)
+    seconds = {name: statistics.median(times[1:]) for name, times in turns.seconds.items()}
+    report(f"{backbone}{' and its probe' * (not overrides)}: {steps} steps", seconds)
 
 
 def main() -> None:
-    heading("Lightning with all the callbacks, batches of 128 images in two views")
-    compare("resnet18", 5)
-    compare("resnet18_slim", 30)
+    heading("Lightning with a run's callbacks, batches of 128 images in two views")
+    for backbone, steps in (("resnet18", 5), ("resnet18_slim", 30)) if DEVICE.type == "cpu" else (("resnet18", 100),):
+        compare(backbone, steps, "callbacks.probe=null")
+        compare(backbone, steps)
 
 
 if __name__ == "__main__":

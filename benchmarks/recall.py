@@ -1,4 +1,7 @@
-"""Recall@K at the size of Stanford Online Products, against faiss and others: `python -m benchmarks.recall`."""
+"""Recall@K at the size of Stanford Online Products, against pytorch-metric-learning, and on the CPU faiss and others.
+
+`python -m benchmarks.recall`
+"""
 
 import faiss
 import torch
@@ -7,7 +10,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 
 from benchmarks.knn import clustered, search
-from benchmarks.timing import heading, medians, report
+from benchmarks.timing import DEVICE, heading, medians, report
 from src.metrics.retrieval import Retrieval
 
 
@@ -15,10 +18,11 @@ def retrieve() -> None:
     """Recall@1, 10, 100 and mAP@R among 60,502 images."""
     points, labels = clustered(60_502, 11_316, 0.12)
     search("60,502 among themselves, the nearest 100", points, points, 100, torch.arange(len(points)))
+    points, labels = points.to(DEVICE), labels.to(DEVICE)
     by_cosine = CustomKNN(CosineSimilarity(), batch_size=512)
     scores = ("precision_at_1", "mean_average_precision_at_r")
     theirs = AccuracyCalculator(scores, k="max_bin_count", knn_func=by_cosine)
-    metric = Retrieval((1, 10, 100))
+    metric = Retrieval((1, 10, 100)).to(DEVICE)
     found = {}
 
     def ours() -> None:

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.timing import heading
+from benchmarks.timing import DEVICE, heading, wait
 from src.datamodules.store import Split, read_store
 from src.metrics.knn import WeightedKNN
 from src.running import figures
@@ -69,7 +69,8 @@ def lightlys(folder: Path, seconds: float, seed: int) -> Curve:
     optimizer = sgd(network, head)
     found, trained, began = [(0.0, *score(network, head, store))], 0.0, time.perf_counter()
     while trained < seconds:
-        for (first, second), _ in loader:
+        for views, _ in loader:
+            first, second = (view.to(DEVICE, non_blocking=True) for view in views)
             for group in optimizer.param_groups:  # half a cosine over the budget, as its recipe has over the epochs
                 share = min(1.0, (trained + time.perf_counter() - began) / seconds)
                 group["lr"] = cosine(share, RATE, 0)
@@ -78,6 +79,7 @@ def lightlys(folder: Path, seconds: float, seed: int) -> Curve:
             loss.backward()
             optimizer.step()
             if trained + time.perf_counter() - began > seconds * len(found) / 4:
+                wait()
                 trained += time.perf_counter() - began
                 found.append((trained, *score(network, head, store)))
                 began = time.perf_counter()
@@ -93,20 +95,20 @@ def score(network: nn.Module, head: nn.Module, store: Mapping[str, Split]) -> tu
     """kNN top-1 in percent, k = 200, tau = 0.1, of the head's output and of what is before it."""
     network.eval()
     head.eval()
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], device=DEVICE).view(2, 3, 1, 1)
     spaces: dict[str, tuple[Tensor, Tensor]] = {}
     for name in ("test", "train"):
         parts = []
         for images in store[name].images.split(500):
-            features = network((images.permute(0, 3, 1, 2) / 255 - mean) / std)
+            features = network((images.to(DEVICE).permute(0, 3, 1, 2) / 255 - mean) / std)
             parts.append((functional.normalize(head(features), dim=1), functional.normalize(features, dim=1)))
         spaces[name] = tuple(torch.cat(part) for part in zip(*parts, strict=True))  # type: ignore[assignment]
     network.train()
     head.train()
     scores = []
     for query, gallery in zip(spaces["test"], spaces["train"], strict=True):
-        knn = WeightedKNN()
-        knn.update(query, store["test"].labels, gallery, store["train"].labels)
+        knn = WeightedKNN().to(DEVICE)
+        knn.update(query, store["test"].labels.to(DEVICE), gallery, store["train"].labels.to(DEVICE))
         scores.append(float(knn.compute()["top1"]))
     return scores[0], scores[1]
 

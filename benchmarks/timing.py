@@ -1,4 +1,7 @@
-"""Fair times and peaks of memory: contenders in turn, several rounds, medians, as a table in Markdown."""
+"""Fair times and peaks of memory: contenders in turn, several rounds, medians, as a table in Markdown.
+
+What has a place to run at runs on `DEVICE`: the machine's GPU where it has one.
+"""
 
 import datetime
 import os
@@ -14,6 +17,14 @@ import torch
 
 from src.running.hardware import describe_hardware, describe_versions, settle
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def wait() -> None:
+    """Until the device has done all that it was asked for."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
 
 def medians(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Seconds of each contender, the median of `rounds` rounds that call all in turn, one to warm up not counted.
@@ -25,6 +36,7 @@ def medians(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict
         for name, call in contenders.items():
             start = time.perf_counter()
             call()
+            wait()
             if number or not rounds:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
@@ -55,11 +67,17 @@ def _serve(parent: Any, make: Callable[..., Callable[[], object]], *arguments: A
     call = make(*arguments)
     while parent.recv():
         call()
+        wait()
         parent.send(True)
 
 
 def peak_memory(call: Callable[[], object]) -> float:
-    """MiB by which a call raises the peak of this process, as Linux counts it."""
+    """MiB by which a call raises the peak of this process, as Linux counts it; on a GPU, of what its tensors take."""
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        allocated = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - allocated) / 2**20
 
     def read(which: str) -> int:
         return int(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0])
@@ -80,9 +98,10 @@ def report(what: str, seconds: Mapping[str, float]) -> None:
 def heading(title: str, columns: Sequence[str] = ("ours", "others (times as long as ours)")) -> None:
     """What is measured, when and on what, and the head of the table, whose first column has no name."""
     settle()
-    facts, versions = describe_hardware("cpu", 1), describe_versions()
+    facts, versions = describe_hardware("gpu" if DEVICE.type == "cuda" else "cpu", 1), describe_versions()
+    gpu = f"{facts['gpu']}; " if "gpu" in facts else ""
     print(
-        f"# {title}\n\n{datetime.date.today()}; {facts['cpu']}, {torch.get_num_threads()} threads of "
+        f"# {title}\n\n{datetime.date.today()}; {gpu}{facts['cpu']}, {torch.get_num_threads()} threads of "
         f"{os.cpu_count()} cores; Python {versions['python']}, torch {versions['torch']}, torchvision "
         f"{versions['torchvision']}; medians.\n\n| | {' | '.join(columns)} |\n{'|---' * (1 + len(columns))}|",
         flush=True,

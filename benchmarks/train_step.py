@@ -1,9 +1,11 @@
 """Images a second of a training step, from the stored images to the updated weights, and how near its bound that is.
 
-`python -m benchmarks.train_step`: ResNet-18, batch 128, two views, on CIFAR-10, which it fetches the first time.
+`python -m benchmarks.train_step`: ResNet-18, batch 128, two views, on CIFAR-10, which it fetches the first time. On a
+GPU, where all is faster and starting workers would count, an epoch each, and our step compiled besides.
 """
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.timing import apart, heading, medians, report
+from benchmarks.timing import DEVICE, apart, heading, medians, report
 from src.assemble import assemble
 from src.backbones.head import Head
 from src.backbones.resnet import SmallImageResNet, resnet18
@@ -31,7 +33,8 @@ from src.methods.invariant_spreading import invariant_spreading_loss
 from src.methods.simclr import nt_xent_loss
 from src.running.hardware import settle
 
-BATCH, STEPS, ROUNDS, WORKERS = 128, 3, 5, 2
+BATCH, WORKERS = 128, os.cpu_count() or 1
+STEPS, ROUNDS = (3, 5) if DEVICE.type == "cpu" else (390, 1)
 SCALE, JITTER = (0.2, 1.0), (0.4, 0.4, 0.4, 0.4)
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -52,13 +55,14 @@ class Pictures(Dataset[tuple[Any, int]]):
 def transcription(embeddings: Tensor, temperature: float = 0.1) -> Tensor:
     """Equation (7) as it reads, both gradients, exponentials and all."""
     size = len(embeddings)
-    pair = torch.arange(size).roll(size // 2)
-    other = 1 - torch.eye(size)
+    pair = torch.arange(size, device=embeddings.device).roll(size // 2)
+    other = 1 - torch.eye(size, device=embeddings.device)
     exponentials = (embeddings @ embeddings.T / temperature).exp() * other
     probability = exponentials / exponentials.sum(1, keepdim=True)
     negative = other.clone()
-    negative[torch.arange(size), pair] = 0
-    return (-probability[torch.arange(size), pair].log() - ((1 - probability).log() * negative).sum(1)).mean()
+    row = torch.arange(size)
+    negative[row, pair] = 0
+    return (-probability[row, pair].log() - ((1 - probability).log() * negative).sum(1)).mean()
 
 
 def sgd(*modules: nn.Module) -> torch.optim.Optimizer:
@@ -70,18 +74,21 @@ def draw(datamodule: StoreDataModule, count: int) -> Iterator[tuple[Tensor, Tens
     """Two views of each image of `count` batches, and the images' indices."""
     generator = torch.Generator().manual_seed(0)
     for batch in islice(datamodule.train_dataloader(), count):
-        yield datamodule.augmentation(batch["image"].repeat(2, 1, 1, 1), generator, datamodule.finish), batch["index"]
+        images, index = (batch[name].to(DEVICE, non_blocking=True) for name in ("image", "index"))
+        yield datamodule.augmentation(images.repeat(2, 1, 1, 1), generator, datamodule.finish), index
 
 
 def bare(config: Any, count: int) -> Callable[[], None]:
     """The parts that `src.train` puts together, stepped by hand `count` times; `benchmarks.overhead` adds Lightning."""
     settle()
     datamodule, module, _ = assemble(config, 1)
-    optimizer = sgd(module)
+    optimizer = sgd(module.to(DEVICE))
+    if config.compile:
+        module.backbone.compile()
 
     def steps() -> None:
         for views, index in draw(datamodule, count):
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(DEVICE.type, torch.bfloat16):
                 _, embeddings = module(views)
             loss = module.method(embeddings, index)["loss"]
             optimizer.zero_grad()
@@ -117,18 +124,25 @@ def published(images: np.ndarray, network: nn.Module, count: int | None) -> Call
 
     Makes what trains for `count` steps, or for one epoch.
     """
-    optimizer = sgd(network)
+    optimizer = sgd(network.to(DEVICE))
     pictures = Pictures(images, lambda image: (TRANSFORM(image), TRANSFORM(image)))
-    loader = DataLoader(pictures, BATCH, True, drop_last=True, num_workers=WORKERS, multiprocessing_context="fork")
+    loader = load(pictures)
 
     def steps() -> None:
         for (first, second), _ in islice(loader, count):
-            loss = transcription(network(torch.cat([first, second])))
+            loss = transcription(network(torch.cat([first, second]).to(DEVICE, non_blocking=True)))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
     return steps
+
+
+def load(pictures: Pictures) -> DataLoader[Any]:
+    pinned = DEVICE.type == "cuda"
+    return DataLoader(
+        pictures, BATCH, True, drop_last=True, num_workers=WORKERS, multiprocessing_context="fork", pin_memory=pinned
+    )
 
 
 def published_resnet(config: Any) -> Callable[[], None]:
@@ -141,9 +155,8 @@ def stored(config: Any) -> np.ndarray:
 
 def lightlys_simclr(images: np.ndarray) -> tuple[SmallImageResNet, nn.Module, nn.Module, DataLoader[Any]]:
     """lightly's recipe: its projection head and loss on the same network, and a loader with its transform."""
-    pictures = Pictures(images, SimCLRTransform(input_size=32, gaussian_blur=0.0))
-    loader = DataLoader(pictures, BATCH, True, drop_last=True, num_workers=WORKERS, multiprocessing_context="fork")
-    return resnet18(), SimCLRProjectionHead(512, 512, 128), NTXentLoss(), loader
+    loader = load(Pictures(images, SimCLRTransform(input_size=32, gaussian_blur=0.0)))
+    return resnet18().to(DEVICE), SimCLRProjectionHead(512, 512, 128).to(DEVICE), NTXentLoss(), loader
 
 
 def simclr_of_lightly(config: Any) -> Callable[[], None]:
@@ -152,7 +165,8 @@ def simclr_of_lightly(config: Any) -> Callable[[], None]:
     optimizer = sgd(backbone, head)
 
     def steps() -> None:
-        for (first, second), _ in islice(loader, STEPS):
+        for views, _ in islice(loader, STEPS):
+            first, second = (view.to(DEVICE, non_blocking=True) for view in views)
             loss = criterion(head(backbone(first)), head(backbone(second)))
             optimizer.zero_grad()
             loss.backward()
@@ -231,9 +245,14 @@ def main() -> None:
         "ours": (bare, config, STEPS),
         "as published: torchvision image by image, float32": (published_resnet, config),
         "lightly's SimCLR": (simclr_of_lightly, config),
-        "torch's convolutions alone": (convolutions, False),
-        "our convolutions alone": (convolutions, True),
     }
+    if DEVICE.type == "cpu":
+        makers |= {
+            "torch's convolutions alone": (convolutions, False),
+            "our convolutions alone": (convolutions, True),
+        }
+    else:
+        makers["ours, compile=true"] = (bare, configure("experiment=cifar10_paper", "compile=true"), STEPS)
     with ExitStack() as processes:
         contenders = {name: processes.enter_context(apart(*maker)) for name, maker in makers.items()}
         seconds = medians(contenders, ROUNDS)
@@ -241,7 +260,7 @@ def main() -> None:
     with apart(views, config) as before:
         (time,) = medians({"views": before}, ROUNDS).values()
     print(f"| of these, gathering and augmenting | {1e3 * time:.0f} ms, {time / seconds['ours']:.1%} | |", flush=True)
-    for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4)):
+    for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4)) if DEVICE.type == "cpu" else ():
         with apart(convolutions, True, channels) as mine, apart(convolutions, False, channels) as theirs:
             times = medians({"ours": mine, "torch's": theirs}, ROUNDS)
         report(f"of these, convolutions of {channels} channels, {size} x {size}", times)
