@@ -61,7 +61,7 @@ class Airbench(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` to pooled features `(B, F)`."""
         patches = functional.gelu(functional.conv2d(images, self.filters, self.bias))
-        # By its place: compiled, amax looks in the backward pass for a maximum that was rounded otherwise, and finds none.
+        # By its place: compiled, amax looks for a maximum that was rounded otherwise when it goes back, and finds none.
         return self.blocks(patches).flatten(2).max(2).values
 
     def whiten(self, images: Tensor) -> None:
