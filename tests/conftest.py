@@ -2,11 +2,9 @@
 
 import multiprocessing
 import os
-import runpy
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -27,11 +25,11 @@ from torch.nn.functional import normalize
 from src.augmentations.random import Augmentation
 from src.datamodules.store import prepare_store, write_split
 from src.running import signals
+from tests.forking import ROOT, become
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes beside each other: a thread for each, also of what they start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -175,17 +173,6 @@ def cache(shared_folder: Path) -> Path:
     return shared_folder / "cache"
 
 
-def _become(module: str, arguments: tuple[str, ...], environment: dict[str, str], output: str, errors: str) -> None:
-    """Be what `python -m MODULE ARGUMENTS` would be, in a process of its own."""
-    os.chdir(ROOT)
-    os.environ.clear()
-    os.environ |= environment
-    for stream, path in ((0, os.devnull), (1, output), (2, errors)):
-        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), stream)
-    sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def forkserver() -> Any:
     """Forks processes from one that has imported torch and the like, which takes seconds, but nothing of ours."""
@@ -195,24 +182,58 @@ def forkserver() -> Any:
     return context
 
 
-@pytest.fixture(scope="session")
-def command(forkserver: Any) -> Run:
-    """Call `python -m MODULE ARGUMENTS` in the checkout, with these variables besides the environment's."""
+@dataclass
+class Started:
+    """A command that may still be running."""
 
-    def call(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    process: Any
+    place: Any  # a temporary folder, of what it says
+
+    @property
+    def output(self) -> str:
+        """What it has said so far."""
+        return (Path(self.place.name) / "output").read_text()
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def ended(self, within: float = 600) -> subprocess.CompletedProcess[str]:
+        """Wait for its end; it is killed if that takes too long."""
+        self.process.join(within)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise subprocess.TimeoutExpired(self.process.name, within)
+        said = [(Path(self.place.name) / name).read_text() for name in ("output", "errors")]
+        self.place.cleanup()
+        return subprocess.CompletedProcess(self.process.name, self.process.exitcode, *said)
+
+
+Begin = Callable[..., Started]
+
+
+@pytest.fixture(scope="session")
+def begin(forkserver: Any) -> Begin:
+    """Start `python -m MODULE ARGUMENTS` in the checkout, with these variables besides the environment's."""
+
+    def call(module: str, *arguments: str, alone: bool = False, **environment: str) -> Started:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
-        with tempfile.TemporaryDirectory() as place:
-            said = [Path(place) / name for name in ("output", "errors")]
-            env = inherited | {"COLUMNS": "200"} | environment
-            process = forkserver.Process(target=_become, args=(module, arguments, env, *map(str, said)))
-            process.start()
-            process.join(600)
-            if process.exitcode is None:
-                process.kill()
-                raise subprocess.TimeoutExpired([module, *arguments], 600)
-            return subprocess.CompletedProcess([module, *arguments], process.exitcode, *(p.read_text() for p in said))
+        place = tempfile.TemporaryDirectory()
+        said = [f"{place.name}/{name}" for name in ("output", "errors")]
+        env = inherited | {"COLUMNS": "200"} | environment
+        process = forkserver.Process(target=become, args=(module, list(arguments), env, *said, alone), name=module)
+        process.start()
+        return Started(process, place)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def command(begin: Begin) -> Run:
+    """Call a command as `begin` starts it."""
+    return lambda *told, **environment: begin(*told, **environment).ended()
 
 
 @pytest.fixture

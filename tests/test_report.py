@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from src.reporting.results import find_results
 from src.reporting.tables import table
 from src.running import runs
 from src.sweeping.jobs import Job, note_failure, plan
-from tests.conftest import ROOT, Run
+from tests.conftest import ROOT, Begin, Run, Started
 from tests.reporting.conftest import changed
 
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
@@ -138,35 +136,32 @@ def test_watching_needs_a_page(run: Run, tmp_path: Path) -> None:
     assert done.stderr == "error: --watch: say with --out PAGE which page to keep\n"
 
 
-def start_watching(sweep: Path, page: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "src.report", str(sweep), "--out", str(page), "--watch"]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+def start_watching(begin: Begin, sweep: Path, page: Path) -> Started:
+    started = begin("src.report", str(sweep), "--out", str(page), "--watch")
     end = time.monotonic() + 300
-    while not (page / "index.html").exists() and time.monotonic() < end and process.poll() is None:
+    while not (page / "index.html").exists() and time.monotonic() < end and started.poll() is None:
         time.sleep(0.1)
-    return process
+    return started
 
 
-def test_a_watch_ends_with_the_sweep(sweep: Path, tmp_path: Path) -> None:
+def test_a_watch_ends_with_the_sweep(begin: Begin, sweep: Path, tmp_path: Path) -> None:
     job = Job(tmp_path / "sweep", ("seed=7",))
     plan(job.sweep, [job])
-    process = start_watching(job.sweep, tmp_path / "page")
+    started = start_watching(begin, job.sweep, tmp_path / "page")
     assert '"refresh":5' in (tmp_path / "page" / "index.html").read_text()
     job.folder.mkdir()
     runs.write_results(job.folder, by_method(sweep, "nce"))
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert "knn/top1" in output
+    done = started.ended(300)
+    assert done.returncode == 0, done.stderr
+    assert "knn/top1" in done.stdout
     assert '"refresh":null' in (tmp_path / "page" / "index.html").read_text()
 
 
-def test_a_signal_ends_a_watch_with_a_page_that_rests(tmp_path: Path) -> None:
+def test_a_signal_ends_a_watch_with_a_page_that_rests(begin: Begin, tmp_path: Path) -> None:
     plan(tmp_path / "sweep", [Job(tmp_path / "sweep", ("seed=7",))])
-    process = start_watching(tmp_path / "sweep", tmp_path / "page")
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=300)
-    assert process.returncode == 130
+    started = start_watching(begin, tmp_path / "sweep", tmp_path / "page")
+    started.send_signal(signal.SIGINT)
+    assert started.ended(300).returncode == 130
     assert '"refresh":null' in (tmp_path / "page" / "index.html").read_text()
 
 

@@ -1,7 +1,6 @@
 """`python -m src.serve`: it says where it is, answers there, and ends at once when it is told to."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Run, write_digits
+from tests.conftest import ROOT, Begin, Run, Started, write_digits
 from tests.serving.conftest import Client
 
 
@@ -29,27 +28,21 @@ def index(trained: Path, cache: Path, command: Run, tmp_path_factory: pytest.Tem
 
 
 @contextmanager
-def started(index: Path, *settings: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def serving(begin: Begin, index: Path, *settings: str) -> Iterator[tuple[Started, str]]:
     """The command in a process of its own, and the line it says when it serves."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "src.serve", f"index={index}", "accelerator=cpu", *settings],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    started = begin("src.serve", f"index={index}", "accelerator=cpu", *settings, OMP_NUM_THREADS="1")
     try:
-        assert process.stdout
-        yield process, process.stdout.readline()
+        while started.poll() is None and not started.output.endswith("\n"):
+            time.sleep(0.05)
+        yield started, started.output
     finally:
-        process.kill()
-        process.wait()
+        started.process.kill()
+        started.process.join()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_it_serves_until_a_signal_comes(index: Path, number: signal.Signals, status: int) -> None:
-    with started(index, "port=0", "k=5") as (process, line):
+def test_it_serves_until_a_signal_comes(begin: Begin, index: Path, number: signal.Signals, status: int) -> None:
+    with serving(begin, index, "port=0", "k=5") as (started, line):
         (port,) = re.findall(r"^12 images can be searched at http://127\.0\.0\.1:(\d+) until Ctrl-C$", line)
         ask = Client(int(port))
         assert len(json.loads(ask("GET", "/neighbors/3").content)["neighbors"]) == 5
@@ -61,16 +54,16 @@ def test_it_serves_until_a_signal_comes(index: Path, number: signal.Signals, sta
             slow.sendall(f"POST /search HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Length: 9\r\n\r\nx".encode())
             time.sleep(0.2)
             began = time.monotonic()
-            process.send_signal(number)
-            output, errors = process.communicate(timeout=60)  # however many are still connected
+            started.send_signal(number)
+            done = started.ended(60)  # however many are still connected
         assert time.monotonic() - began < 10
-        assert (process.returncode, output, errors) == (status, "", "")
+        assert (done.returncode, done.stdout, done.stderr) == (status, line, "")
     with socket.create_server(("127.0.0.1", int(port))):  # and the port is free again
         pass
 
 
-def test_only_this_machine_reaches_it(index: Path) -> None:
-    with started(index, "port=0") as (_, line):
+def test_only_this_machine_reaches_it(begin: Begin, index: Path) -> None:
+    with serving(begin, index, "port=0") as (_, line):
         port = int(line.split(":")[2].split()[0])
         listening = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         assert [row[1] for row in listening if row[1].endswith(f":{port:04X}") and row[3] == "0A"] == [

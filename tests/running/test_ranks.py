@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_they_do_not_outlive_their_parent(tmp_path: Path, number: signal.Signals
     assert not any(process.exists() for process in ranks)
 
 
-def test_two_nodes_give_the_numbers_of_one(run: Run, tmp_path: Path, cache: Path) -> None:
+def test_two_nodes_give_the_numbers_of_one(run: Run, tmp_path: Path) -> None:
     """Processes that torchrun started, one a node, and that srun did, as its variables say; of one thread each."""
     options = ["dataset.limit=200", "dataset.batch_size=16", "backbone=resnet18_slim", "protocol.metrics.knn.k=20"]
     options += ["input.size=16", "trainer=ddp", "trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null"]
@@ -76,26 +77,21 @@ def test_two_nodes_give_the_numbers_of_one(run: Run, tmp_path: Path, cache: Path
     several = [*options, "trainer.devices=1", "trainer.num_nodes=2"]
     slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_NNODES": "2"}
     slurm |= {"SLURM_LOCALID": "0", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    torchrun = ["torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
+    torchrun = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
     torchrun += [f"--master_port={free_port()}"]
+
+    def start(launcher: str, node: str) -> subprocess.CompletedProcess[str]:
+        settings = [*several, f"run_dir={tmp_path / launcher}"]
+        if launcher == "torchrun":
+            told = [*torchrun, f"--node_rank={node}", "-m", "src.train", *settings]
+            return run("torch.distributed.run", *told, OMP_NUM_THREADS="1")
+        numbers = {"SLURM_PROCID": node, "SLURM_NODEID": node}
+        return run("src.train", *settings, OMP_NUM_THREADS="1", **slurm, **numbers)
+
     for name in ("torchrun", "srun"):
-        processes = []
-        for node in ("0", "1"):
-            launcher = [*torchrun, f"--node_rank={node}", "-m", "src.train"] if name == "torchrun" else ["src.train"]
-            said = (tmp_path / f"{name}-{node}").open("w")
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", *launcher, *several, f"run_dir={tmp_path / name}"],
-                    cwd=ROOT,
-                    env=os.environ
-                    | {"ISIF_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-                    | (slurm | {"SLURM_PROCID": node, "SLURM_NODEID": node} if name == "srun" else {}),
-                    stdout=said,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-        for number, process in enumerate(processes):
-            assert process.wait(300) == 0, (tmp_path / f"{name}-{number}").read_text()
+        with ThreadPoolExecutor(2) as pool:
+            for done in pool.map(start, (name, name), ("0", "1")):
+                assert done.returncode == 0, done.stderr
         assert history(tmp_path / name) == history(tmp_path / "one")
 
 

@@ -1,0 +1,112 @@
+"""Commands of tests in processes forked from one that has loaded torch and the like, which takes seconds each time."""
+
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src.running import signals
+
+ROOT = Path(__file__).parent.parent
+MOST = 2**17  # bytes of a request
+PARENT = "ISIF_PARENT"  # of src.running.cli, which looks at the environment when it is imported
+
+
+def become(
+    module: str, arguments: list[str], environment: dict[str, str], output: str, errors: str, alone: bool = False
+) -> None:
+    """Be what `python -m MODULE ARGUMENTS` would be, in the checkout; jobs of a sweep and ranks are forked too.
+
+    Args:
+        alone: in a session of its own.
+    """
+    if alone:
+        os.setsid()
+    files = [os.open(path, os.O_RDWR | os.O_CREAT) for path in (os.devnull, output, errors)]
+    Job.nursery, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    here = os.getpid()
+    if not os.fork():
+        Job.nursery.close()
+        if signals.end_with(here, signal.SIGKILL):
+            _nurse(theirs)
+        os._exit(0)
+    theirs.close()
+    subprocess.Popen = Job  # type: ignore[assignment, misc]
+    _be(module, arguments, environment, str(ROOT), files)
+
+
+def _be(module: str, arguments: list[str], environment: dict[str, str], place: str, files: list[int]) -> None:
+    os.chdir(place)
+    os.environ.clear()
+    os.environ |= environment
+    for stream, file in enumerate(files):
+        os.dup2(file, stream)
+    sys.argv = [module, *arguments]
+    start = torch.multiprocessing.start_processes
+    torch.multiprocessing.start_processes = lambda *told, **options: start(*told, **options | {"start_method": "fork"})
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _nurse(asked: socket.socket) -> None:
+    """Fork a process for each job that is asked for, until nobody asks any more; tell how they ended."""
+    jobs: dict[int, Any] = {}
+    while True:
+        message, files, _, _ = socket.recv_fds(asked, MOST, 16)
+        if not message:
+            return
+        request = json.loads(message)
+        if isinstance(request, int):
+            asked.send(json.dumps(jobs[request].exitcode).encode())
+            continue
+        process = multiprocessing.get_context("fork").Process(target=_grow, args=(asked, request, files))
+        process.start()
+        jobs[process.pid or 0] = process
+        for file in files:
+            os.close(file)
+        asked.send(json.dumps(process.pid).encode())
+
+
+def _grow(asked: socket.socket, request: dict[str, Any], files: list[int]) -> None:
+    asked.close()
+    os.setsid()
+    nothing, log = os.open(os.devnull, os.O_RDONLY), files[0]
+    environment = request["environment"] | {PARENT: str(os.getppid())}
+    module, *arguments = request["command"][2:]
+    _be(module, arguments, environment, request["place"], [nothing, log, log])
+
+
+class Job(subprocess.Popen[bytes]):
+    """As `src.sweeping.jobs.start` starts a job, in a session of its own; any other process as ever."""
+
+    nursery: socket.socket
+
+    def __init__(self, args: Any, **options: Any) -> None:
+        self.forked = list(args[:2]) == [sys.executable, "-m"] and "pass_fds" in options
+        if not self.forked:
+            super().__init__(args, **options)
+            return
+        request = {"command": args, "environment": options["env"], "place": options["cwd"]}
+        files = [options["stdout"].fileno(), *options["pass_fds"]]
+        socket.send_fds(self.nursery, [json.dumps(request).encode()], files)
+        self.pid, self.returncode = json.loads(self.nursery.recv(MOST)), None
+        self._child_created = False  # by this process, which waits for it at its own end otherwise
+
+    def poll(self) -> int | None:
+        if self.forked and self.returncode is None:
+            self.nursery.send(json.dumps(self.pid).encode())
+            self.returncode = json.loads(self.nursery.recv(MOST))
+        return self.returncode if self.forked else super().poll()
+
+    def send_signal(self, number: int) -> None:
+        if not self.forked:
+            super().send_signal(number)
+        elif self.poll() is None:
+            os.kill(self.pid, number)
