@@ -31,16 +31,21 @@ def become(
     if alone:
         os.setsid()
     files = [os.open(path, os.O_RDWR | os.O_CREAT) for path in (os.devnull, output, errors)]
-    Job.nursery, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if sys.platform == "linux":
+        _have_jobs_forked()
+    _be(module, arguments, environment, str(ROOT), files)
+
+
+def _have_jobs_forked() -> None:
+    Job.nursery, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     here = os.getpid()
     if not os.fork():
         Job.nursery.close()
         if signals.end_with(here, signal.SIGKILL):
-            _nurse(theirs)
+            _nurse(asked)
         os._exit(0)
-    theirs.close()
+    asked.close()
     subprocess.Popen = Job  # type: ignore[assignment, misc]
-    _be(module, arguments, environment, str(ROOT), files)
 
 
 def _be(module: str, arguments: list[str], environment: dict[str, str], place: str, files: list[int]) -> None:
