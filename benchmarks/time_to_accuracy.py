@@ -100,8 +100,10 @@ def score(network: nn.Module, head: nn.Module, store: Mapping[str, Split]) -> tu
     for name in ("test", "train"):
         parts = []
         for images in store[name].images.split(500):
-            features = network((images.to(DEVICE).permute(0, 3, 1, 2) / 255 - mean) / std)
-            parts.append((functional.normalize(head(features), dim=1), functional.normalize(features, dim=1)))
+            with torch.autocast(DEVICE.type, torch.bfloat16):  # as ours is scored, and several times faster
+                features = network((images.to(DEVICE).permute(0, 3, 1, 2) / 255 - mean) / std)
+                embeddings = head(features)
+            parts.append(tuple(functional.normalize(space.float(), dim=1) for space in (embeddings, features)))
         spaces[name] = tuple(torch.cat(part) for part in zip(*parts, strict=True))  # type: ignore[assignment]
     network.train()
     head.train()
