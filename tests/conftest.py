@@ -222,6 +222,8 @@ def begin(forkserver: Any) -> Begin:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
         place = tempfile.TemporaryDirectory()
         said = [f"{place.name}/{name}" for name in ("output", "errors")]
+        for path in said:
+            Path(path).touch()
         env = inherited | {"COLUMNS": "200"} | environment
         process = forkserver.Process(target=become, args=(module, list(arguments), env, *said, alone), name=module)
         process.start()

@@ -1,6 +1,8 @@
 """Every notebook runs from its first cell to its last, and draws."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,17 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Run
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebook(path: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook(path: Path, tmp_path: Path, cache: Path, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def called(told: list[str], check: bool) -> None:
+        python, _, module, *arguments = told
+        done = command(module, *arguments)
+        assert (python, check, done.returncode) == (sys.executable, True, 0), done.stderr
+
+    monkeypatch.setattr(subprocess, "run", called)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ISIF_CACHE", str(cache))
     for name in ("RUN", "SWEEP"):
