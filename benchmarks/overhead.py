@@ -14,7 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from benchmarks.timing import DEVICE, heading, report, wait
+from benchmarks.timing import ACCELERATOR, heading, report, wait
 from benchmarks.train_step import bare, configure
 from src.assemble import assemble, make_trainer
 from src.callbacks.history import History
@@ -46,8 +46,8 @@ class InTurn(pl.Callback):
 def compare(backbone: str, steps: int, *overrides: str) -> None:
     options = [f"+trainer.limit_train_batches={steps}", "+trainer.limit_val_batches=0", "callbacks.pictures=null"]
     options += [f"trainer.max_epochs={EPOCHS + 1}", "trainer.precision=bf16-mixed"]
+    options += [f"trainer.accelerator={ACCELERATOR}"]
     config: Any = configure("dataset=cifar10", f"backbone={backbone}", *options, *overrides)
-    config.trainer.accelerator = "gpu" if DEVICE.type == "cuda" else "cpu"
     datamodule, module, evaluation = assemble(config, 1)
     turns = InTurn(bare(config, steps))
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
@@ -60,7 +60,7 @@ def compare(backbone: str, steps: int, *overrides: str) -> None:
 
 def main() -> None:
     heading("Lightning with a run's callbacks, batches of 128 images in two views")
-    for backbone, steps in (("resnet18", 5), ("resnet18_slim", 30)) if DEVICE.type == "cpu" else (("resnet18", 100),):
+    for backbone, steps in (("resnet18", 5), ("resnet18_slim", 30)) if ACCELERATOR == "cpu" else (("resnet18", 100),):
         compare(backbone, steps, "callbacks.probe=null")
         compare(backbone, steps)
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from src.running.hardware import describe_hardware, describe_versions, settle
+from src.running.hardware import describe_hardware, describe_versions, select_accelerator, settle
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ACCELERATOR = select_accelerator("auto", scores=True)
+DEVICE = torch.device("cuda" if ACCELERATOR == "gpu" else "cpu")
 
 
 def wait() -> None:
@@ -98,7 +99,7 @@ def report(what: str, seconds: Mapping[str, float]) -> None:
 def heading(title: str, columns: Sequence[str] = ("ours", "others (times as long as ours)")) -> None:
     """What is measured, when and on what, and the head of the table, whose first column has no name."""
     settle()
-    facts, versions = describe_hardware("gpu" if DEVICE.type == "cuda" else "cpu", 1), describe_versions()
+    facts, versions = describe_hardware(ACCELERATOR, 1), describe_versions()
     gpu = f"{facts['gpu']}; " if "gpu" in facts else ""
     print(
         f"# {title}\n\n{datetime.date.today()}; {gpu}{facts['cpu']}, {torch.get_num_threads()} threads of "

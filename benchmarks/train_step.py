@@ -125,8 +125,7 @@ def published(images: np.ndarray, network: nn.Module, count: int | None) -> Call
     Makes what trains for `count` steps, or for one epoch.
     """
     optimizer = sgd(network.to(DEVICE))
-    pictures = Pictures(images, lambda image: (TRANSFORM(image), TRANSFORM(image)))
-    loader = load(pictures)
+    loader = load(Pictures(images, lambda image: (TRANSFORM(image), TRANSFORM(image))))
 
     def steps() -> None:
         for (first, second), _ in islice(loader, count):
@@ -260,10 +259,11 @@ def main() -> None:
     with apart(views, config) as before:
         (time,) = medians({"views": before}, ROUNDS).values()
     print(f"| of these, gathering and augmenting | {1e3 * time:.0f} ms, {time / seconds['ours']:.1%} | |", flush=True)
-    for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4)) if DEVICE.type == "cpu" else ():
-        with apart(convolutions, True, channels) as mine, apart(convolutions, False, channels) as theirs:
-            times = medians({"ours": mine, "torch's": theirs}, ROUNDS)
-        report(f"of these, convolutions of {channels} channels, {size} x {size}", times)
+    if DEVICE.type == "cpu":
+        for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4)):
+            with apart(convolutions, True, channels) as mine, apart(convolutions, False, channels) as theirs:
+                times = medians({"ours": mine, "torch's": theirs}, ROUNDS)
+            report(f"of these, convolutions of {channels} channels, {size} x {size}", times)
     for name, time in seconds.items():
         print(f"| {name} | {STEPS * BATCH / time:.1f} images/s | |")
 

@@ -218,14 +218,14 @@ Begin = Callable[..., Started]
 def begin(forkserver: Any) -> Begin:
     """Start `python -m MODULE ARGUMENTS` in the checkout, with these variables besides the environment's."""
 
-    def call(module: str, *arguments: str, alone: bool = False, **environment: str) -> Started:
+    def call(module: str, *arguments: str, **environment: str) -> Started:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
         place = tempfile.TemporaryDirectory()
         said = [f"{place.name}/{name}" for name in ("output", "errors")]
         for path in said:
             Path(path).touch()
         env = inherited | {"COLUMNS": "200"} | environment
-        process = forkserver.Process(target=become, args=(module, list(arguments), env, *said, alone), name=module)
+        process = forkserver.Process(target=become, args=(module, list(arguments), env, *said), name=module)
         process.start()
         return Started(process, place)
 

@@ -17,19 +17,10 @@ from src.running import signals
 
 ROOT = Path(__file__).parent.parent
 MOST = 2**17  # bytes of a request
-PARENT = "ISIF_PARENT"  # of src.running.cli, which looks at the environment when it is imported
 
 
-def become(
-    module: str, arguments: list[str], environment: dict[str, str], output: str, errors: str, alone: bool = False
-) -> None:
-    """Be what `python -m MODULE ARGUMENTS` would be, in the checkout; jobs of a sweep and ranks are forked too.
-
-    Args:
-        alone: in a session of its own.
-    """
-    if alone:
-        os.setsid()
+def become(module: str, arguments: list[str], environment: dict[str, str], output: str, errors: str) -> None:
+    """Be what `python -m MODULE ARGUMENTS` would be, in the checkout; jobs of a sweep and ranks are forked too."""
     files = [os.open(path, os.O_RDWR | os.O_CREAT) for path in (os.devnull, output, errors)]
     if sys.platform == "linux":
         _have_jobs_forked()
@@ -37,15 +28,15 @@ def become(
 
 
 def _have_jobs_forked() -> None:
-    Job.nursery, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    Forked.nursery, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     here = os.getpid()
     if not os.fork():
-        Job.nursery.close()
+        Forked.nursery.close()
         if signals.end_with(here, signal.SIGKILL):
             _nurse(asked)
         os._exit(0)
     asked.close()
-    subprocess.Popen = Job  # type: ignore[assignment, misc]
+    subprocess.Popen = Forked  # type: ignore[assignment, misc]
 
 
 def _be(module: str, arguments: list[str], environment: dict[str, str], place: str, files: list[int]) -> None:
@@ -54,6 +45,10 @@ def _be(module: str, arguments: list[str], environment: dict[str, str], place: s
     os.environ |= environment
     for stream, file in enumerate(files):
         os.dup2(file, stream)
+    from src.running.cli import PARENT  # which looks at the environment when it is imported
+
+    if PARENT in os.environ:
+        os.environ[PARENT] = str(os.getppid())
     sys.argv = [module, *arguments]
     start = torch.multiprocessing.start_processes
     torch.multiprocessing.start_processes = lambda *told, **options: start(*told, **options | {"start_method": "fork"})
@@ -83,12 +78,11 @@ def _grow(asked: socket.socket, request: dict[str, Any], files: list[int]) -> No
     asked.close()
     os.setsid()
     nothing, log = os.open(os.devnull, os.O_RDONLY), files[0]
-    environment = request["environment"] | {PARENT: str(os.getppid())}
     module, *arguments = request["command"][2:]
-    _be(module, arguments, environment, request["place"], [nothing, log, log])
+    _be(module, arguments, request["environment"], request["place"], [nothing, log, log])
 
 
-class Job(subprocess.Popen[bytes]):
+class Forked(subprocess.Popen[bytes]):
     """As `src.sweeping.jobs.start` starts a job, in a session of its own; any other process as ever."""
 
     nursery: socket.socket

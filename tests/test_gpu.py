@@ -59,7 +59,7 @@ def test_a_methods_first_epoch_is_the_cpus(run: Run, tmp_path: Path, method: str
     "settings",
     [
         ["compile=true"],
-        ["microbatch=50", "backbone=resnet18_slim"],
+        ["microbatch=50"],
         ["dataset.resident=never"],
         ["trainer=ddp", "trainer.devices=1"],
         ["ema=0.9", "whitening=20", "head=mlp", "head.hidden=[32]"],

@@ -95,7 +95,7 @@ def kind(value: Any) -> Any:
     return {int: "number", float: "number"}.get(type(value), type(value))
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=1500, deadline=None, derandomize=True)
 @given(choice=st.sampled_from(CHOICES), place=st.integers(0, 10**6), value=EDGES)
 def test_any_value_is_allowed_and_sane_or_told_in_one_line(choice: str, place: int, value: Any) -> None:
     config = plain(choice)

@@ -258,7 +258,7 @@ def test_an_interrupted_run_says_how_to_go_on(
         time.sleep(0.05)
 
 
-def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, begin: Begin, tmp_path: Path, cache: Path) -> None:
+def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, tmp_path: Path, cache: Path) -> None:
     """A signal to the whole group of processes, as Slurm sends it: the ranks agree on the step, and rank 0 writes."""
     ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=8", "dataset.limit=960")
     arguments = [*QUICK, *ranks, "method.positives=nearest", "trainer.log_every_n_steps=1"]
@@ -266,15 +266,23 @@ def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, begin: Begin, tmp_
     assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
 
     folder = tmp_path / "ended"
-    started = begin("src.train", *arguments, f"run_dir={folder}", alone=True, ISIF_CACHE=str(cache))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.train", *arguments, f"run_dir={folder}"],
+        cwd=ROOT,
+        env=os.environ | {"ISIF_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
     metrics = folder / "metrics.csv"
     while not metrics.exists() or "61" not in [row["step"] for row in csv.DictReader(metrics.open())]:
-        assert started.poll() is None
+        assert process.poll() is None
         time.sleep(0.01)
-    os.killpg(started.process.pid, signal.SIGTERM)
-    done = started.ended(120)
-    assert done.returncode == 143
-    assert "Not finished" in done.stdout
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert "Not finished" in output
     checkpoint = checkpoints.load(checkpoints.path_of(folder, "last"))
     assert checkpoints.describe(checkpoint).startswith("epoch 2, which is not whole yet"), "60 steps an epoch"
     scored = run("src.evaluate", f"run={folder}")
@@ -425,10 +433,12 @@ def test_two_ranks(run: Run, tmp_path: Path) -> None:
         "dataset.validation=0.0995",
         "dataset.batch_size=32",
         "dataset.eval_batch_size=64",
+        "seed=0,1",
         f"sweep_dir={tmp_path}/sweep",
     )
     assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "sweep").glob("*/")
+    folder, other = sorted((tmp_path / "sweep").glob("*/"), key=lambda path: results(path)["seed"])
+    assert [results(each)["seed"] for each in (folder, other)] == [0, 1]
     one = run("src.train", *QUIET, "dataset.limit=301", "dataset.validation=0.0995", f"run_dir={tmp_path / 'one'}")
     assert one.returncode == 0, one.stderr
     found = results(folder)
