@@ -3,12 +3,12 @@
 import math
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,15 +28,14 @@ NEEDED = {"dataset=folder": ["dataset.root=images"], "backbone=timm": ["backbone
 
 
 @cache
-def composed(choice: str, *overrides: str) -> str:
+def composed(choice: str, *overrides: str) -> Any:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", [choice, *NEEDED.get(choice, []), "run_dir=runs/x", *overrides])
-    OmegaConf.resolve(config)
-    return OmegaConf.to_yaml(config)
+    return OmegaConf.to_container(config, resolve=True)
 
 
 def plain(choice: str = "method=invariant_spreading", *overrides: str) -> dict[str, Any]:
-    return dict(yaml.safe_load(composed(choice, *overrides)))
+    return dict(deepcopy(composed(choice, *overrides)))
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
