@@ -183,7 +183,7 @@ def test_test_images_without_labels_cannot_be_scored(run: Run, tmp_path: Path, p
 
 
 def test_untrained_scores_on_real_cars(run: Run, tmp_path: Path) -> None:
-    """Pooled features of the published weights on 16 of the test classes; the recalls were made apart from this code.
+    """Pooled features of the published weights on 8 of the test classes; the recalls were made apart from this code.
 
     In float32, like those: in bfloat16 a few of so few images change their neighbour.
     Those of all 4,092 test images are 43.2/56.1/69.0/79.6.
@@ -191,7 +191,7 @@ def test_untrained_scores_on_real_cars(run: Run, tmp_path: Path) -> None:
     import tarfile
 
     with tarfile.open(shared("data/cars196_half.tar")) as archive:
-        few = [item for item in archive if re.match(r"(\./)?(train/00[12]|test/(099|10\d|11[0-4]))_.*/", item.name)]
+        few = [item for item in archive if re.match(r"(\./)?(train/00[12]|test/(099|10[0-6]))_.*/", item.name)]
         archive.extractall(tmp_path / "cars", few, filter="data")
     done = run(
         "src.train",
@@ -209,7 +209,7 @@ def test_untrained_scores_on_real_cars(run: Run, tmp_path: Path) -> None:
         f"run_dir={tmp_path / 'run'}",
     )
     assert done.returncode == 0, done.stderr
-    assert "665 test images" in done.stdout
+    assert "312 test images" in done.stdout
     scores = json.loads((tmp_path / "run" / "results.json").read_text())["untrained"]
-    for k, expected in ((1, 64.51), (2, 77.29), (4, 89.17), (8, 95.34)):
+    for k, expected in ((1, 72.44), (2, 83.33), (4, 91.03), (8, 96.79)):
         assert scores[f"retrieval/R@{k}"] == pytest.approx(expected, abs=0.3)
