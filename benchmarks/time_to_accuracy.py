@@ -35,7 +35,14 @@ Curve = list[tuple[float, float, float]]  # seconds; kNN top-1 in percent of the
 OURS = ["experiment=cifar10_fast"]
 PROGRAM = ["experiment=cifar10_official", "trainer.max_epochs=3", "callbacks.probe=null", "callbacks.pictures=null"]
 WITHOUT = {
-    "the network: ResNet-18 of width 32": ["backbone=resnet18", "backbone.width=32", "~backbone.widths"],
+    "the whitening: the head's embedding": ["whitening=null"],
+    "the grid: the maximum over the last map": ["backbone.pool=maximum"],
+    "the network: ResNet-18 of width 32": [
+        "backbone=resnet18",
+        "backbone.width=32",
+        "~backbone.widths",
+        "backbone.pool=null",
+    ],
     "the schedule: the rate stays": ["schedule=steps", "schedule.milestones=[]", "schedule.factors=[]"],
     "decay that spares norms and biases": ["decay=all"],
 }

@@ -1,12 +1,12 @@
 """A small network for small images that learns in minutes: whitened patches, then plain convolutions (Jordan, 2024).
 
 After airbench94 of "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv:2404.00498, section 3), without its linear
-layer: the maximum over the last map is the pooled features.
+layer: the maximum over the last map is the pooled features, or all of it.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Len
@@ -18,8 +18,10 @@ from src.backbones.winograd import WinogradConv2d
 from src.hints import Text, Width
 from src.vectors.principal import principal
 
+Pool = Literal["maximum", "grid"]
 Widths = Annotated[Sequence[Width], Len(3, 3), "three numbers of channels"]
 PATCH = 2  # pixels a side
+GRID = 3  # parts a side: of 32 pixels, the last map itself
 EPSILON = 5e-4  # added to the variances, so that what hardly varies is not blown up
 
 
@@ -31,11 +33,12 @@ class Airbench(nn.Module):
 
     Args:
         widths: channels of each block.
+        pool: of the last map, the `maximum`; or a `grid`, the mean of each of its 3x3 parts, which keeps what is where.
         weights: a state dict of the same network, `.pth` or `.safetensors`; None starts from the initial ones.
 
     Attributes:
         filters: of the first layer, `(24, 3, 2, 2)`, which do not learn: they wait for `whiten`.
-        num_features: the last of the widths.
+        num_features: the last of the widths; nine times that of a grid.
 
     Raises:
         FileNotFoundError, ValueError: the weights are missing, or another network's; the message names them.
@@ -43,7 +46,7 @@ class Airbench(nn.Module):
 
     filters: Tensor
 
-    def __init__(self, widths: Widths = (64, 256, 256), weights: Text | None = None) -> None:
+    def __init__(self, widths: Widths = (64, 256, 256), pool: Pool = "maximum", weights: Text | None = None) -> None:
         super().__init__()
         first = nn.Conv2d(3, 2 * 3 * PATCH**2, PATCH)
         self.register_buffer("filters", first.weight.detach())
@@ -54,15 +57,19 @@ class Airbench(nn.Module):
             layers += [*_layer(channels, width, nn.MaxPool2d(2)), *_layer(width, width)]
             channels = width
         self.blocks = nn.Sequential(*layers)
-        self.num_features = channels
+        self.grid = pool == "grid"
+        self.num_features = channels * (GRID**2 if self.grid else 1)
         if weights:
             load_state(self, Path(weights).expanduser())
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` to pooled features `(B, F)`."""
         patches = functional.gelu(functional.conv2d(images, self.filters, self.bias))
+        last = self.blocks(patches)
+        if self.grid:
+            return functional.adaptive_avg_pool2d(last, GRID).flatten(1)
         # By its place: compiled, amax looks for a maximum that was rounded otherwise when it goes back, and finds none.
-        return self.blocks(patches).flatten(2).max(2).values
+        return last.flatten(2).max(2).values
 
     def whiten(self, images: Tensor) -> None:
         """Make the first layer whiten the patches of `images` `(N, 3, H, W)`: its outputs then have variance 1, nearly.

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from torch.nn.functional import conv2d, gelu, interpolate, max_pool2d, unfold
 
 from src.assemble import assemble
-from src.backbones.airbench import Airbench
+from src.backbones.airbench import Airbench, Pool
 from src.datamodules.base import StoreDataModule
 from tests.test_cost import configure
 
@@ -57,6 +57,24 @@ def test_the_network_layer_by_layer() -> None:
     assert x.shape == (4, 24, 3, 3)
     torch.testing.assert_close(network(images), x.amax((2, 3)), atol=1e-4, rtol=1e-4)
     assert network.num_features == 24
+    grid = Airbench((8, 16, 24), "grid")
+    grid.load_state_dict(state)
+    torch.testing.assert_close(grid(images), x.flatten(1), atol=1e-4, rtol=1e-4)
+    assert grid.num_features == 9 * 24
+
+
+def test_a_grid_has_the_mean_of_each_part() -> None:
+    """Of a last map of 7x7, parts of 3x3 that share their edges."""
+    network = Airbench((8, 16, 24), "grid").eval()
+    images = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        last = network.blocks(gelu(conv2d(images, network.filters, network.bias)))
+        found = network(images).view(4, 24, 3, 3)
+    assert last.shape == (4, 24, 7, 7)
+    parts = [slice(0, 3), slice(2, 5), slice(4, 7)]
+    for i, rows in enumerate(parts):
+        for j, columns in enumerate(parts):
+            torch.testing.assert_close(found[:, :, i, j], last[:, :, rows, columns].mean((2, 3)))
 
 
 def test_convolutions_begin_with_the_identity() -> None:
@@ -97,10 +115,11 @@ def test_images_too_small(cache: Path) -> None:
         configured(cache, "input.size=4")
 
 
-def test_compiled_its_gradient_is_the_same(images: torch.Tensor) -> None:
+@pytest.mark.parametrize("pool", ["maximum", "grid"])
+def test_compiled_its_gradient_is_the_same(images: torch.Tensor, pool: Pool) -> None:
     """In bfloat16, where what a compiler computes together is rounded less often."""
     torch.manual_seed(0)
-    network, larger = Airbench((8, 16, 16)), interpolate(images[:256], 32)
+    network, larger = Airbench((8, 16, 16), pool), interpolate(images[:256], 32)
     found = []
     for _ in range(2):
         network.zero_grad()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from src.backbones.airbench import Airbench
 from src.backbones.head import Head
 from src.backbones.imagenet import from_timm, from_torchvision
 from src.backbones.inception import GoogLeNet
@@ -20,6 +21,7 @@ from tests.conftest import ROOT
 NETWORKS: dict[str, Any] = {
     "resnet18": (lambda: resnet18(8), 32),
     "resnet50, the corner pooled": (lambda: resnet50(4, pool=3), 32),
+    "airbench, a grid of parts that overlap": (lambda: Airbench((8, 16, 16), "grid"), 64),
     "inception": (GoogLeNet, 227),
     "torchvision's resnet18": (lambda: from_torchvision("resnet18", None, pretrained=False), 64),
     "timm's vit": (lambda: from_timm("test_vit", None, pretrained=False), 160),
