@@ -1,7 +1,7 @@
 """kNN accuracy on CIFAR-10 against seconds of training, from random weights and without labels.
 
-`python -m benchmarks.time_to_accuracy --epochs 3 17`: `experiment=cifar10_fast`, three seeds each. `--beside program
-lightly` adds the paper's program and lightly's SimCLR recipe; `--without` leaves out one ingredient of ours at a time;
+`python -m benchmarks.time_to_accuracy --epochs 3 17`: `experiment=cifar10_fast`, three seeds each. `--beside paper
+lightly` adds the paper's recipe and lightly's SimCLR recipe; `--without` leaves out one ingredient of ours at a time;
 `--figure PATH` draws it all.
 
 Seconds are of training: steps and what is looked up between them. What is said of ours besides, "in all", is the whole
@@ -33,7 +33,7 @@ from src.schedules import cosine
 
 Curve = list[tuple[float, float, float]]  # seconds; kNN top-1 in percent of the embedding, of the pooled features
 OURS = ["experiment=cifar10_fast"]
-PROGRAM = ["experiment=cifar10_official", "trainer.max_epochs=3", "callbacks.probe=null", "callbacks.pictures=null"]
+PAPER = ["experiment=cifar10_paper", "trainer.max_epochs=3", "callbacks.probe=null", "callbacks.pictures=null"]
 WITHOUT = {
     "the whitening: the head's embedding": ["whitening=null"],
     "the grid: the maximum over the last map": ["backbone.pool=maximum"],
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="of src.train, for ours")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, nargs="+", default=[3], help="of ours: the rate falls to zero over them")
-    parser.add_argument("--beside", nargs="*", choices=["program", "lightly"], default=[], help="seed 0 of others")
+    parser.add_argument("--beside", nargs="*", choices=["paper", "lightly"], default=[], help="seed 0 of others")
     parser.add_argument("--without", action="store_true", help="one ingredient at a time, seed 0")
     parser.add_argument("--out", type=Path, default=Path("runs/time_to_accuracy"))
     parser.add_argument("--figure", type=Path)
@@ -165,10 +165,10 @@ def main() -> None:
         for name, settings in WITHOUT.items():
             results = train(options.out / f"without-{settings[0]}", [*OURS, *settings, *options.settings])
             row(f"without {name}", [curve(results)], [results["wall_time_s"]])
-    if "program" in options.beside:
-        results = train(options.out / "program", PROGRAM)
-        curves["the paper's program"] = [curve(results)]
-        row("the paper's program, 3 epochs", curves["the paper's program"], [results["wall_time_s"]])
+    if "paper" in options.beside:
+        results = train(options.out / "paper", PAPER)
+        curves["the paper's recipe"] = [curve(results)]
+        row("the paper's recipe, 3 epochs", curves["the paper's recipe"], [results["wall_time_s"]])
     if "lightly" in options.beside:
         longest = max(points[-1][0] for runs in curves.values() for points in runs)
         curves["lightly's SimCLR"] = [lightlys(options.out / "lightly", longest, 0)]
