@@ -107,7 +107,10 @@ def draw_curves(rows: list[Row], path: Path) -> None:
         "effective rank": ranks,
     }
     panels = [(label, sorted(names)) for label, names in choice.items() if names or label == "score (%)"]
-    figure = Figure(figsize=(7, 3 * len(panels)), dpi=120, layout="constrained")
+    height = 3 * len(panels)  # inches
+    figure = Figure(figsize=(7, height), dpi=120)
+    # Placed by hand: a layout that measures every label would take as long as the drawing.
+    figure.subplots_adjust(0.11, 0.55 / height, 0.985, 1 - 0.1 / height, hspace=0.07)
     column = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (label, curves) in zip(column, panels, strict=True):
         for name in curves:
