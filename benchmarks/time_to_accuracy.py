@@ -163,7 +163,7 @@ def main() -> None:
         row(name, curves[name], [results["wall_time_s"] for results in runs])
     if options.without:
         for name, settings in WITHOUT.items():
-            results = train(options.out / f"without-{settings[0]}", [*OURS, *settings, *options.settings])
+            results = train(options.out / f"without-{settings[0]}", [*OURS, *options.settings, *settings])
             row(f"without {name}", [curve(results)], [results["wall_time_s"]])
     if "paper" in options.beside:
         results = train(options.out / "paper", PAPER)

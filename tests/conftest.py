@@ -33,18 +33,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes beside each other: a thread
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-MADE_ONCE = ("sweep", "trained", "real")  # folders that the process makes which comes first; another waits for it
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs whole commands comes first: the last tests are then short, and no process waits long for another.
-
-    And before all, a test for each of the folders that are made once, so that nobody has to wait for them.
-    """
+    """What runs whole commands comes first: the last tests are then short, and no process waits long for another."""
     items.sort(key=lambda item: item.path.parent != ROOT / "tests")
-    used = [[item for item in items if name in getattr(item, "fixturenames", ())] for name in MADE_ONCE]
-    makers = [tests[0] for tests in used if tests]
-    items.sort(key=lambda item: makers.index(item) if item in makers else len(makers))
 
 
 @pytest.fixture(autouse=True)
