@@ -101,13 +101,15 @@ class EmbeddingModule(pl.LightningModule):
 
         The terms are the method's, and with two views an image their `alignment`, 0 to 4 (Wang and Isola, ICML 2020).
         """
-        seed_device(self.device, self.seed * 1_000_003 + self.global_step)
+        seed = self.seed * 1_000_003 + self.global_step
+        seed_device(self.device, seed + 999_983 * self.global_rank)  # a network draws for its rank's images alone
         features = in_parts(self.backbone, batch["views"], self.microbatch)
         embeddings = self.head(features) if self.method.unit_norm else self.head.project(features)
         given: dict[str, Any] = {}
         if self.teacher:
             taught = self.teacher(batch["views"], self.method.unit_norm, self.microbatch)
             given = {"features": features, "teacher": taught}
+        seed_device(self.device, seed)  # and a method for all images: on every rank the same
         with torch.autocast(self.device.type, enabled=False):  # the loss takes its products in float32
             terms = self.method(embeddings, batch["index"], **given)
         detached = {name: term.detach() for name, term in terms.items()}

@@ -447,6 +447,14 @@ def test_seed_and_step_decide_every_draw(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first[3:], rest, strict=True)), "a run that goes on"
 
 
+def test_on_each_rank_the_network_draws_its_own_and_the_method_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = drawn()
+    monkeypatch.setattr(EmbeddingModule, "global_rank", 1)
+    for one, other in zip(first, drawn(), strict=True):
+        assert torch.equal(one[:5], other[:5])
+        assert not torch.isclose(one[5:], other[5:]).any()
+
+
 def evaluation() -> list[DataLoader]:
     """Query and gallery of five images in two batches, indices and labels of no order."""
 

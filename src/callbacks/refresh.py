@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from src.callbacks.progress import Progress
-from src.running.distributed import broadcast_buffers, gather_unique
+from src.running.distributed import broadcast_buffers, gather_unique, of_rank_0
 
 
 class Refresh(pl.Callback):
@@ -54,9 +54,10 @@ class Refresh(pl.Callback):
         started = time.perf_counter()
         key = np.random.SeedSequence([self.seed, trainer.current_epoch])
         generator = torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        self.companions = method.on_epoch_start(look, generator)
+        companions = method.on_epoch_start(look, generator)
         batch = trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
-        self.order = method.order(look, generator, batch)
+        self.companions, self.order = of_rank_0(companions, method.order(look, generator, batch))
+        broadcast_buffers(method)  # such as labels of clusters
         self._pair(trainer, pl_module)
         if method.restarts:
             for parameter in method.parameters():

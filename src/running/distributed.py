@@ -67,6 +67,14 @@ def broadcast_buffers(module: nn.Module) -> None:
             torch.distributed.broadcast(buffer, src=0)
 
 
+def of_rank_0(*things: Tensor | None) -> list[Tensor | None]:
+    """What rank 0 has of each, on every rank: ranks that compute the same may round differently."""
+    shared = list(things)
+    if not _alone():
+        torch.distributed.broadcast_object_list(shared, src=0)
+    return shared
+
+
 def _gather(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, tensor.contiguous())

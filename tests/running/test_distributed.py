@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from torch import nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
-from src.methods.base import Method, TaughtMethod, TrainingSet
+from src.callbacks.refresh import Refresh
+from src.methods.base import Extract, Method, TaughtMethod, TrainingSet
 from src.methods.byol import BYOL
 from src.methods.exemplar import Exemplar
 from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss
@@ -155,6 +157,43 @@ def test_buffers_follow_rank_0(tmp_path: Path) -> None:
     expected(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
     for rank in range(RANKS):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected.running_mean, rtol=0, atol=0)
+
+
+class Rounding(Method):
+    """Makes of the same features what is another's on every rank."""
+
+    labels: torch.Tensor
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.register_buffer("labels", torch.full((3,), -1))
+
+    def on_epoch_start(self, extract: Extract, generator: torch.Generator) -> torch.Tensor | None:
+        self.labels.fill_(self.rank)
+        return torch.full((8, 2), self.rank) if self.rank == 0 else None
+
+    def order(self, extract: Extract, generator: torch.Generator, batch: int) -> torch.Tensor | None:
+        return torch.arange(batch) + self.rank
+
+
+def _prepare(rank: int, folder: Path) -> None:
+    given: list[Any] = []
+    data = SimpleNamespace(batch_size=4, pair=lambda *told: given.extend(told))
+    trainer: Any = SimpleNamespace(current_epoch=0, world_size=RANKS, datamodule=data, optimizers=[])
+    module: Any = SimpleNamespace(method=Rounding(rank))
+    Refresh(0).on_train_epoch_start(trainer, module)
+    torch.save([*given, module.method.labels], folder / f"{rank}.pt")
+
+
+def test_what_an_epoch_begins_with_is_what_rank_0_made(tmp_path: Path) -> None:
+    on_two_ranks(_prepare, tmp_path)
+    for rank in range(RANKS):
+        companions, views, order, labels = torch.load(tmp_path / f"{rank}.pt")
+        assert companions.tolist() == [[0, 0]] * 8
+        assert views == 2
+        assert order.tolist() == list(range(8))
+        assert labels.tolist() == [0, 0, 0]
 
 
 def test_one_process_exchanges_nothing() -> None:
