@@ -50,7 +50,7 @@ def arguments(root: Path, tmp_path: Path) -> list[str]:
 def recalls(checkpoint: Path, cache: Path, ks: tuple[int, ...], held_out: bool = False) -> list[float]:
     """R@k in percent of a checkpoint on the test, or held-out, images of the only store, an image at a time."""
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    network = GoogLeNet().eval()
+    network = GoogLeNet("pyramid" if state["whitening.weight"].shape[1] > 1024 else "average").eval()
     network.load_state_dict({k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")})
     split = "train" if held_out else "test"
     (images,), (labels,) = ([*map(np.load, cache.rglob(f"{split}_{name}.npy"))] for name in ("images", "labels"))
@@ -96,6 +96,7 @@ def test_a_folder_is_prepared_trained_on_and_scored_again(run: Run, tmp_path: Pa
 def test_held_out_classes_decide_what_is_best(run: Run, tmp_path: Path, photographs: Path) -> None:
     folder = tmp_path / "run"
     options = ["dataset.validation=0.1", "protocol.metrics.retrieval.k=[1,2]", "trainer.precision=32-true"]
+    options += ["backbone.pool=pyramid", "whitening=1024"]
     done = run("src.train", *arguments(photographs, tmp_path), *options, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     assert "6 training, 12 held-out and 18 test images" in done.stdout

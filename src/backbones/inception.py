@@ -17,13 +17,13 @@ from src.backbones.weights import read_weights
 from src.hints import Text
 from src.running.download import download
 
-Pool = Literal["average", "average_max"]
+Pool = Literal["average", "average_max", "pyramid"]
 
 # BVLC GoogLeNet, released for unrestricted use.
 URL = "http://dl.caffe.berkeleyvision.org/bvlc_googlenet.caffemodel"
 CHECKSUM = "sha1:405fc5acd08a3bb12de8ee5e23a96bec22f08204"
 
-# Of each module: channels of 1x1; 3x3 reduced and full; 5x5 reduced and full; the projection behind the pooling.
+# Of each module: channels that come in; 1x1; 3x3 reduced and full; 5x5 reduced and full; projected behind the pooling.
 MODULES = {
     "3a": (192, 64, 96, 128, 16, 32, 32),
     "3b": (256, 128, 128, 192, 32, 96, 64),
@@ -91,16 +91,14 @@ class Inception(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """Images `(B, 3, S, S)`, RGB 0 to 255 less their mean, to pool5 features `(B, 1024)`; trained at S = 224.
+    """Images `(B, 3, S, S)`, RGB 0 to 255 less their mean, to pooled features `(B, F)`; trained at S = 224.
 
     Args:
-        pool: see `average`.
+        pool: of the last map: see `average`; or a `pyramid`, the means of the maps of the modules 4a to 5b.
 
     Attributes:
-        num_features: 1,024.
+        num_features: F: 1,024, of a pyramid 4,752.
     """
-
-    num_features = 1024
 
     def __init__(self, pool: Pool = "average") -> None:
         super().__init__()
@@ -110,6 +108,8 @@ class GoogLeNet(nn.Module):
         self.norm1, self.norm2 = LocalResponseNorm(64), LocalResponseNorm(192)
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.adds_maximum = pool == "average_max"
+        self.kept = [*MODULES][2:] if pool == "pyramid" else [*MODULES][-1:]
+        self.num_features = sum(sum(MODULES[name][place] for place in (1, 3, 5, 6)) for name in self.kept)
         for name, channels in MODULES.items():
             self.add_module(f"inception_{name}", Inception(*channels))
         for module in self.modules():
@@ -123,11 +123,14 @@ class GoogLeNet(nn.Module):
         x = functional.relu(self.conv2_3x3_reduce(x), inplace=True)
         x = functional.relu(self.conv2_3x3(x), inplace=True)
         x = self.pool(self.norm2(x))
+        features = []
         for name in MODULES:
             if name in ("4a", "5a"):
                 x = self.pool(x)
             x = self.get_submodule(f"inception_{name}")(x)
-        return self.average(x)
+            if name in self.kept:
+                features.append(self.average(x))
+        return torch.cat(features, 1)
 
     @property
     def last_relu(self) -> nn.Module:
@@ -135,7 +138,7 @@ class GoogLeNet(nn.Module):
         return self.get_submodule("inception_5b.relu")
 
     def average(self, last: Tensor) -> Tensor:
-        """The last map `(B, 1024, h, w)` to its mean `(B, 1024)`, or with `average_max` to mean and maximum added."""
+        """A map `(B, C, h, w)` to its mean `(B, C)`, or with `average_max` to mean and maximum added."""
         mean = last.mean((2, 3))
         return mean + last.amax((2, 3)) if self.adds_maximum else mean
 
@@ -147,7 +150,8 @@ def inception(weights: Text | None, pretrained: bool, cache_dir: Text, pool: Poo
         weights: a file in Caffe's layout; None takes the published one.
         pretrained: False starts from scratch.
         cache_dir: where the published weights are kept, once downloaded.
-        pool: of the last map: its `average`, as published, or `average_max`, that and its maximum added.
+        pool: of the last map its `average`, as published, or `average_max`, that and its maximum added; or a `pyramid`,
+            the averages of the maps of the modules 4a to 5b.
 
     Raises:
         OSError, ValueError: no such file, not to be downloaded, or it holds another network; the message names it.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from src.vectors.principal import principal, shrunk_covariance
+from src.vectors.principal import shrunk_principal
 
 
 class Whitening(nn.Module):
@@ -29,12 +29,11 @@ class Whitening(nn.Module):
     def fit(self, features: Tensor) -> None:
         """Take the directions that `features` `(N, F)` vary most in, each over the root of its variance.
 
-        The variances are of the `shrunk_covariance`: where features hardly vary, or too few images tell, nothing is
-        blown up.
+        Those of `shrunk_principal`: where features hardly vary, or too few images tell, nothing is blown up.
         """
         features = features.cpu()
-        variances, directions = principal(shrunk_covariance(features))
-        weight = (directions / variances.clamp(min=1e-12).sqrt().unsqueeze(1))[: self.dim]
+        variances, directions = shrunk_principal(features, self.dim)
+        weight = directions / variances.clamp(min=1e-12).sqrt().unsqueeze(1)
         self.weight.copy_(weight)
         self.bias.copy_(-weight @ features.mean(0, dtype=torch.float64))
 

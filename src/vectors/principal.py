@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 AT_ONCE = 2**15  # points in float64
+TOLD = 1e-10  # of the largest variance: less is rounding
 
 
 def principal(covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -12,20 +14,35 @@ def principal(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return variances.flip(0), directions.T.flip(0)
 
 
-def shrunk_covariance(points: Tensor) -> Tensor:
-    """The covariance `(F, F)` of points `(N, F)`, drawn towards the same variance in every direction; float64.
+def shrunk_principal(points: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The largest variances `(dim,)` of points `(N, F)`, falling, and their directions, rows of `(dim, F)`; float64.
 
-    As far as is likely to bring it nearest to that of points not seen, so further the fewer there are; with fewer than
-    dimensions too it has an inverse (Ledoit and Wolf, Journal of Multivariate Analysis 2004, section 3).
+    Variances are those of the covariance drawn towards the same in every direction, as far as is likely to bring it
+    nearest to that of points not seen, so further the fewer there are: none is 0 then (Ledoit and Wolf, Journal of
+    Multivariate Analysis 2004, section 3). Directions that so many points do not have are any others, drawn.
+
+    Args:
+        points: of any float type.
+        dim: 1 to F.
     """
+    count, features = points.shape
     mean = points.mean(0, dtype=torch.float64)
-    covariance = points.new_zeros(len(mean), len(mean), dtype=torch.float64)
+    few = count < features  # their products with each other then say as much as the covariance, and are fewer
+    products = points.new_zeros(min(count, features), min(count, features), dtype=torch.float64)
     fourth = points.new_zeros((), dtype=torch.float64)
-    for some in points.split(AT_ONCE):
+    for some in points.split(max(AT_ONCE, count if few else 0)):
         centred = some.double() - mean
-        covariance += centred.T @ centred / len(points)
-        fourth += centred.square().sum(1).square().sum() / len(points)
-    variance, size = covariance.diagonal().mean(), covariance.square().sum()
-    noise, uneven = (fourth - size) / len(points), size - len(covariance) * variance.square()
+        products += (centred @ centred.T if few else centred.T @ centred) / count
+        fourth += centred.square().sum(1).square().sum() / count
+    variance, size = products.diagonal().sum() / features, products.square().sum()
+    noise, uneven = (fourth - size) / count, size - features * variance.square()
     share = (noise / uneven).clamp(0, 1).nan_to_num(0)  # of one point, or one dimension, neither is there
-    return covariance * (1 - share) + torch.eye(len(covariance)).to(covariance) * (share * variance)
+    variances, directions = (found[:dim] for found in principal(products))
+    if few:
+        told = variances > TOLD * variances[0]
+        own = functional.normalize(directions[told] @ centred, dim=1)
+        drawn = torch.randn(features, dim - len(own), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        others = torch.linalg.qr(torch.cat([own.T, drawn.to(own)], 1)).Q[:, len(own) :].T
+        variances = functional.pad(variances[told], (0, len(others)))
+        directions = torch.cat([own, others])
+    return variances * (1 - share) + share * variance, directions

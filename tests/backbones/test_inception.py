@@ -61,6 +61,20 @@ def test_pooling(pool: Any) -> None:
     torch.testing.assert_close(pooled, expected)
 
 
+def test_a_pyramid_has_the_means_of_the_maps_from_4a_on() -> None:
+    network, images = GoogLeNet("pyramid").eval(), torch.randn(2, 3, 96, 96)
+    means: list[Tensor] = []
+    for name in ("4a", "4b", "4c", "4d", "4e", "5a", "5b"):
+        module = network.get_submodule(f"inception_{name}")
+        module.register_forward_hook(lambda _, inputs, output: means.append(output.flatten(2).mean(2)))
+    with torch.no_grad():
+        found = network(images)
+    assert [mean.shape[1] for mean in means] == [512, 512, 512, 528, 832, 832, 1024]
+    assert found.shape == (2, network.num_features) == (2, 4752)
+    torch.testing.assert_close(found, torch.cat(means, 1))
+    assert network.state_dict().keys() == GoogLeNet().state_dict().keys()
+
+
 @pytest.mark.parametrize("size", [224, 227])
 def test_shapes_and_parameters(size: int) -> None:
     network = GoogLeNet().eval()

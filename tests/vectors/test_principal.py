@@ -4,7 +4,7 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from src.vectors.principal import principal, shrunk_covariance
+from src.vectors.principal import principal, shrunk_principal
 
 
 def test_they_are_scikit_learns(digits: tuple[Tensor, Tensor]) -> None:
@@ -16,18 +16,32 @@ def test_they_are_scikit_learns(digits: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close((found * expected).sum(1).abs(), torch.ones(20).double(), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("count", [3, 10, 64, 1797])
-def test_a_covariance_is_shrunk_as_scikit_learn_does(
+@pytest.mark.parametrize("count", [3, 10, 63, 64, 1797])
+def test_variances_are_shrunk_as_scikit_learn_does(
     digits: tuple[Tensor, Tensor], count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Fewer points than dimensions, as many, and more, some at once."""
     monkeypatch.setattr("src.vectors.principal.AT_ONCE", 60)
     points = digits[0][:count]
     theirs, share = ledoit_wolf(points.numpy())
     assert 0 < share < 1
-    torch.testing.assert_close(shrunk_covariance(points), torch.from_numpy(theirs), rtol=1e-9, atol=1e-12)
+    variances, directions = shrunk_principal(points, 64)
+    torch.testing.assert_close(directions @ directions.T, torch.eye(64).double(), rtol=0, atol=1e-9)
+    assert variances.min() > 0
+    assert (variances.diff() <= 0).all()
+    found = (directions.T * variances) @ directions
+    torch.testing.assert_close(found, torch.from_numpy(theirs), rtol=1e-9, atol=1e-12)
+    for dim in (1, 5, 40):
+        some, their_directions = shrunk_principal(points, dim)
+        torch.testing.assert_close(some, variances[:dim], rtol=1e-9, atol=1e-12)
+        told = min(dim, count - 1, 50)
+        torch.testing.assert_close(their_directions[:told], directions[:told], rtol=0, atol=1e-6)
+        torch.testing.assert_close(their_directions @ their_directions.T, torch.eye(dim).double(), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("points", [torch.ones(1, 3), torch.ones(5, 3), torch.tensor([[1.0], [3.0]])])
-def test_a_covariance_without_directions_stays(points: Tensor) -> None:
+def test_what_has_no_directions_is_not_shrunk(points: Tensor) -> None:
+    variances, directions = shrunk_principal(points, points.shape[1])
     expected = points.double().T.cov(correction=0).view(points.shape[1], -1)
-    assert torch.equal(shrunk_covariance(points), expected)
+    assert torch.equal(variances, expected.diagonal())
+    assert torch.isfinite(directions).all()
