@@ -137,10 +137,10 @@ class GoogLeNet(nn.Module):
         """What takes the last map `(B, 1024, h, w)` as the convolutions leave it."""
         return self.get_submodule("inception_5b.relu")
 
-    def average(self, last: Tensor) -> Tensor:
+    def average(self, values: Tensor) -> Tensor:
         """A map `(B, C, h, w)` to its mean `(B, C)`, or with `average_max` to mean and maximum added."""
-        mean = last.mean((2, 3))
-        return mean + last.amax((2, 3)) if self.adds_maximum else mean
+        mean = values.mean((2, 3))
+        return mean + values.amax((2, 3)) if self.adds_maximum else mean
 
 
 def inception(weights: Text | None, pretrained: bool, cache_dir: Text, pool: Pool) -> GoogLeNet:

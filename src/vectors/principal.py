@@ -30,7 +30,7 @@ def shrunk_principal(points: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     few = count < features  # their products with each other then say as much as the covariance, and are fewer
     products = points.new_zeros(min(count, features), min(count, features), dtype=torch.float64)
     fourth = points.new_zeros((), dtype=torch.float64)
-    for some in points.split(max(AT_ONCE, count if few else 0)):
+    for some in points.split(count if few else AT_ONCE):
         centred = some.double() - mean
         products += (centred @ centred.T if few else centred.T @ centred) / count
         fourth += centred.square().sum(1).square().sum() / count
