@@ -36,7 +36,9 @@ OURS = ["experiment=cifar10_fast"]
 PAPER = ["experiment=cifar10_paper", "trainer.max_epochs=3", "callbacks.probe=null", "callbacks.pictures=null"]
 WITHOUT = {
     "the whitening: the head's embedding": ["whitening=null"],
-    "the grid: the maximum over the last map": ["backbone.pool=maximum"],
+    "the maps before the last": ["backbone.pool=grid"],
+    "the places: the maximum over the last map": ["backbone.pool=maximum"],
+    "views of 24 pixels: 32": ["dataset.view_sizes=[]"],
     "the network: ResNet-18 of width 32": [
         "backbone=resnet18",
         "backbone.width=32",

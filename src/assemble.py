@@ -82,7 +82,7 @@ def assemble(
         config.decay,
         config.ema,
         config.microbatch,
-        Whitening(int(backbone.num_features), config.whitening) if config.whitening else None,  # type: ignore[arg-type]
+        make_whitening(backbone, config.whitening) if config.whitening else None,
     )
     labels = datamodule.train_labels if module.method.supervised else None
     pretrained = bool(config.backbone.get("pretrained", config.backbone.get("weights")))
@@ -90,6 +90,11 @@ def assemble(
     images, features = len(datamodule.train_labels), int(backbone.num_features)  # type: ignore[arg-type]
     module.method.setup(TrainingSet(images, config.embedding_dim, pretrained, labels, features))
     return datamodule, module, evaluation
+
+
+def make_whitening(backbone: nn.Module, dim: int) -> Whitening:
+    """A whitening of what the backbone makes, whose `parts`, where it names them, count alike."""
+    return Whitening(int(backbone.num_features), dim, getattr(backbone, "parts", ()))  # type: ignore[arg-type]
 
 
 def make_backbone(config: DictConfig, filled: bool) -> nn.Module:

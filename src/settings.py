@@ -44,6 +44,7 @@ TRAIN: Group = {
     "sweep_dir": Text | None,
     "input": {"size": Pixels, "mean": GreyLevels, "std": GreyDeviations},
     "recipe": {
+        "pool": Literal["average", "average_max", "pyramid"],
         "positives": Literal["self", "nearest"],
         "stop_gradient": bool,
         "lr": Positive,

@@ -149,7 +149,7 @@ def evaluate(images, classes):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(images) % classes
     centres = torch.randn(classes, 128, generator=generator)
-    points = centres[labels] + torch.randn(images, 128, generator=generator)
+    points = centres[labels] + 0.5 * torch.randn(images, 128, generator=generator)
     points = torch.nn.functional.normalize(points, dim=1)
     for metric in (Retrieval((1, 10, 100)), Clustering(restarts=1)):
         metric.update(points, labels)

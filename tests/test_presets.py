@@ -74,7 +74,7 @@ CIFAR_STD = (0.2023 * 255, 0.1994 * 255, 0.2010 * 255)
 STL_MEAN, STL_STD = (0.4467 * 255, 0.4398 * 255, 0.4066 * 255), (0.2603 * 255, 0.2566 * 255, 0.2713 * 255)
 KNN = {"knn": {"k": 200, "temperature": 0.1}}
 RESNET = {"_target_": "src.backbones.resnet.resnet18", "width": 64}
-GOOGLENET = {"_target_": "src.backbones.inception.inception", "pretrained": True}
+GOOGLENET = {"_target_": "src.backbones.inception.inception", "pretrained": True, "pool": "average"}
 WIDE = partial(Source, mean=(122.7717, 115.9465, 102.9801), std=(1, 1, 1), batch=64, backbone=GOOGLENET, epochs=60)
 SEEN = partial(Source, batch=128, positives="self", protocol=KNN)
 
@@ -288,7 +288,8 @@ def test_a_preset_goes_with_any_method(method: str) -> None:
 def test_a_preset_is_the_same_for_a_folder(preset: str) -> None:
     own = load(f"experiment={preset}")
     folder = load(f"experiment={preset}", "dataset=folder", "dataset.root=x", f"input.size={own.input.size}")
-    assert load("dataset=folder", "dataset.root=x").whitening
+    plain = load("dataset=folder", "dataset.root=x")
+    assert (plain.whitening, plain.backbone.pool) == (1024, "pyramid"), "else the presets would have nothing to undo"
     for group in ("whitening", "augmentation", "backbone", "head", "embedding_dim", "method", "optimizer", "schedule"):
         assert folder[group] == own[group], group
 

@@ -96,7 +96,7 @@ def test_a_folder_is_prepared_trained_on_and_scored_again(run: Run, tmp_path: Pa
 def test_held_out_classes_decide_what_is_best(run: Run, tmp_path: Path, photographs: Path) -> None:
     folder = tmp_path / "run"
     options = ["dataset.validation=0.1", "protocol.metrics.retrieval.k=[1,2]", "trainer.precision=32-true"]
-    options += ["backbone.pool=pyramid", "whitening=1024"]
+    options += ["backbone.pool=average", "whitening=512"]
     done = run("src.train", *arguments(photographs, tmp_path), *options, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     assert "6 training, 12 held-out and 18 test images" in done.stdout
@@ -199,6 +199,7 @@ def test_untrained_scores_on_real_cars(run: Run, tmp_path: Path) -> None:
         "dataset=folder",
         f"dataset.root={tmp_path / 'cars'}",
         f"backbone.weights={shared('weights/bvlc_googlenet.npz')}",
+        "backbone.pool=average",
         "protocol.space=pooled",
         "~protocol.metrics.clustering",
         "~protocol.final.similarity",

@@ -1,7 +1,7 @@
 """A small network for small images that learns in minutes: whitened patches, then plain convolutions (Jordan, 2024).
 
 After airbench94 of "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv:2404.00498, section 3), without its linear
-layer: the maximum over the last map is the pooled features, or all of it.
+layer: the maximum over the last map is the pooled features, or all of it, or of the maps before it too.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from src.backbones.winograd import WinogradConv2d
 from src.hints import Text, Width
 from src.vectors.principal import principal
 
-Pool = Literal["maximum", "grid"]
+Pool = Literal["maximum", "grid", "pyramid"]
 Widths = Annotated[Sequence[Width], Len(3, 3), "three numbers of channels"]
 PATCH = 2  # pixels a side
 GRID = 3  # parts a side: of 32 pixels, the last map itself
@@ -33,12 +33,14 @@ class Airbench(nn.Module):
 
     Args:
         widths: channels of each block.
-        pool: of the last map, the `maximum`; or a `grid`, the mean of each of its 3x3 parts, which keeps what is where.
+        pool: of the last map, the `maximum`; or a `grid`, the mean of each of its 3x3 parts, which keeps what is where;
+            or a `pyramid`, such a grid of the last map of each block.
         weights: a state dict of the same network, `.pth` or `.safetensors`; None starts from the initial ones.
 
     Attributes:
         filters: of the first layer, `(24, 3, 2, 2)`, which do not learn: they wait for `whiten`.
-        num_features: the last of the widths; nine times that of a grid.
+        num_features: the last of the widths; nine times that of a grid, and nine times their sum of a pyramid.
+        parts: of a pyramid, how many features each block has: a whitening lets all blocks count alike.
 
     Raises:
         FileNotFoundError, ValueError: the weights are missing, or another network's; the message names them.
@@ -52,24 +54,29 @@ class Airbench(nn.Module):
         self.register_buffer("filters", first.weight.detach())
         self.bias = first.bias
         layers: list[nn.Module] = []
+        ends: list[int] = []  # of each block, where its last layer is
         channels = len(self.filters)
         for width in widths:
             layers += [*_layer(channels, width, nn.MaxPool2d(2)), *_layer(width, width)]
+            ends.append(len(layers) - 1)
             channels = width
         self.blocks = nn.Sequential(*layers)
-        self.grid = pool == "grid"
-        self.num_features = channels * (GRID**2 if self.grid else 1)
+        self.kept = [] if pool == "maximum" else ends if pool == "pyramid" else ends[-1:]
+        self.num_features = {"maximum": channels, "grid": GRID**2 * channels, "pyramid": GRID**2 * sum(widths)}[pool]
+        self.parts = [GRID**2 * width for width in widths] if pool == "pyramid" else []
         if weights:
             load_state(self, Path(weights).expanduser())
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` to pooled features `(B, F)`."""
-        patches = functional.gelu(functional.conv2d(images, self.filters, self.bias))
-        last = self.blocks(patches)
-        if self.grid:
-            return functional.adaptive_avg_pool2d(last, GRID).flatten(1)
+        x = functional.gelu(functional.conv2d(images, self.filters, self.bias))
+        features = []
+        for place, layer in enumerate(self.blocks):
+            x = layer(x)
+            if place in self.kept:
+                features.append(functional.adaptive_avg_pool2d(x, GRID).flatten(1))
         # By its place: compiled, amax looks for a maximum that was rounded otherwise when it goes back, and finds none.
-        return last.flatten(2).max(2).values
+        return torch.cat(features, 1) if features else x.flatten(2).max(2).values
 
     def whiten(self, images: Tensor) -> None:
         """Make the first layer whiten the patches of `images` `(N, 3, H, W)`: its outputs then have variance 1, nearly.

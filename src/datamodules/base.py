@@ -47,7 +47,7 @@ class StoreDataModule(pl.LightningDataModule):
         augmentation: draws the views.
         seed: with epoch, step and rank it determines every draw.
         view_milestones, view_sizes: before each of these epochs, which rise, training views have so many pixels a side;
-            from the last one on `image_size`.
+            from the last one on as many as one more size says, by default `image_size`.
 
     Attributes:
         side: of the stored images, in pixels, where no option `size` says it; None: as large as the network sees them.
@@ -75,16 +75,17 @@ class StoreDataModule(pl.LightningDataModule):
         validation: Share | None = None,
     ) -> None:
         super().__init__()
-        if len(view_milestones) != len(view_sizes) or list(view_milestones) != sorted(view_milestones):
+        more = len(view_sizes) - len(view_milestones)
+        if more not in (0, 1) or list(view_milestones) != sorted(view_milestones):
             raise ValueError(
-                f"dataset.view_milestones={list(view_milestones)} must rise and have a size each, got view_sizes="
-                f"{list(view_sizes)}"
+                f"dataset.view_milestones={list(view_milestones)} must rise and have a size each, and at most one more "
+                f"follows, got view_sizes={list(view_sizes)}"
             )
         if any(size > image_size for size in view_sizes):
             raise ValueError(
                 f"dataset.view_sizes={list(view_sizes)}: views grow to input.size={image_size}, so none may be larger"
             )
-        self.view_milestones, self.view_sizes = list(view_milestones), [*view_sizes, image_size]
+        self.view_milestones, self.view_sizes = list(view_milestones), [*view_sizes, *([] if more else [image_size])]
         self.name, self.path = name, Path(cache_dir).expanduser() / name
         self.image_size, self.batch_size, self.eval_batch_size = image_size, batch_size, eval_batch_size
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)

@@ -30,6 +30,7 @@ LATER: dict[str, dict[str, Any]] = {
     "": {"head": {}, "decay": "all", "ema": None, "microbatch": None, "whitening": None},
     "head": {"hidden": [], "orthogonal": False},
     "dataset": {"view_milestones": [], "view_sizes": []},
+    "recipe": {"pool": "average"},
     "protocol": {"final": {}},
 }
 LATER_OF: dict[str, dict[str, Any]] = {

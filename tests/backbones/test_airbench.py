@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
-from torch.nn.functional import conv2d, gelu, interpolate, max_pool2d, unfold
+from torch.nn.functional import adaptive_avg_pool2d, conv2d, gelu, interpolate, max_pool2d, unfold
 
 from src.assemble import assemble
 from src.backbones.airbench import Airbench, Pool
@@ -49,11 +49,13 @@ def test_the_network_layer_by_layer() -> None:
     x = gelu(conv2d(images, network.filters, network.bias))
     assert x.shape == (4, 24, 31, 31)
     state = network.state_dict()
+    of_block = {}
     for weight in [name for name in state if name.endswith("weight") and state[name].ndim == 4]:
         x = conv2d(x, state[weight], padding=1)
         if weight in ("blocks.0.weight", "blocks.7.weight", "blocks.14.weight"):
             x = max_pool2d(x, 2)
         x = gelu((x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt())
+        of_block[x.shape[2]] = adaptive_avg_pool2d(x, 3).flatten(1)
     assert x.shape == (4, 24, 3, 3)
     torch.testing.assert_close(network(images), x.amax((2, 3)), atol=1e-4, rtol=1e-4)
     assert network.num_features == 24
@@ -61,6 +63,11 @@ def test_the_network_layer_by_layer() -> None:
     grid.load_state_dict(state)
     torch.testing.assert_close(grid(images), x.flatten(1), atol=1e-4, rtol=1e-4)
     assert grid.num_features == 9 * 24
+    pyramid = Airbench((8, 16, 24), "pyramid")
+    pyramid.load_state_dict(state)
+    assert [*of_block] == [15, 7, 3]
+    torch.testing.assert_close(pyramid(images), torch.cat([*of_block.values()], 1), atol=1e-4, rtol=1e-4)
+    assert pyramid.num_features == 9 * (8 + 16 + 24)
 
 
 def test_a_grid_has_the_mean_of_each_part() -> None:
@@ -115,7 +122,7 @@ def test_images_too_small(cache: Path) -> None:
         configured(cache, "input.size=4")
 
 
-@pytest.mark.parametrize("pool", ["maximum", "grid"])
+@pytest.mark.parametrize("pool", ["maximum", "grid", "pyramid"])
 def test_compiled_its_gradient_is_the_same(images: torch.Tensor, pool: Pool) -> None:
     """In bfloat16, where what a compiler computes together is rounded less often."""
     torch.manual_seed(0)

@@ -53,6 +53,22 @@ def test_alike_things_are_told_apart_by_what_varies_little() -> None:
     assert correct(whitening(points)) > 0.8
 
 
+def test_parts_count_alike() -> None:
+    """As if each had been divided by the root of its variance; one that does not vary, on images seen, says nothing."""
+    features = torch.cat([PIXELS, PIXELS[:, 20:50] ** 2, torch.full((len(PIXELS), 2), 3.0)], 1)
+    whitening, expected, plain = Whitening(96, 10, (64, 30, 2)), Whitening(96, 10), Whitening(96, 10)
+    whitening.fit(features)
+    alike = [part / part.var(0, correction=0).sum().sqrt() for part in (features[:, :64], features[:, 64:94])]
+    both = torch.cat([*alike, features[:, 94:]], 1)
+    expected.fit(both)
+    torch.testing.assert_close(whitening(features), expected(both), rtol=0, atol=1e-4)
+    plain.fit(features)
+    assert (plain(features) * whitening(features)).sum(1).mean() < 0.9, "the larger part alone"
+    for few in (1, 2):
+        whitening.fit(features[:few])
+        assert whitening(features).isfinite().all()
+
+
 def test_dimensions_are_at_most_the_networks() -> None:
     assert (Whitening(6, 512).dim, Whitening(6, 4).dim) == (6, 4)
     assert Whitening(6, 512)(torch.ones(2, 6)).shape == (2, 6)

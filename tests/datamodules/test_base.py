@@ -134,6 +134,9 @@ def test_views_grow_at_the_milestones(tmp_path: Path) -> None:
         resized = functional.interpolate(views, (size, size), mode="bilinear", antialias=True)
         torch.testing.assert_close(small, resized if epoch < 2 else views, rtol=1e-5, atol=1e-5)
     assert make(tmp_path, view_milestones=[1], view_sizes=[4]).finish(torch.zeros(1, 3, 8, 8)).shape[-1] == 4
+    smaller = make(tmp_path, view_milestones=[2], view_sizes=[4, 6])
+    last = fit(smaller, 3, tmp_path / "smaller.ckpt").batches
+    assert [views.shape[-1] for _, _, views in last] == [(4, 4, 6)[epoch] for epoch, _, _ in last]
 
 
 def test_a_resumed_run_sees_what_the_whole_run_saw(tmp_path: Path) -> None:
@@ -274,6 +277,7 @@ def test_where_test_classes_are_unseen_classes_are_held_out(tmp_path: Path) -> N
         ({"limit": 1}, r"1 training image\(s\) for 1 rank\(s\): a loss over pairs needs two"),
         ({"view_milestones": [2, 1], "view_sizes": [4, 6]}, r"view_milestones=\[2, 1\] must rise"),
         ({"view_milestones": [2], "view_sizes": []}, "must rise and have a size each"),
+        ({"view_milestones": [2], "view_sizes": [4, 6, 8]}, "and at most one more follows"),
         ({"view_milestones": [2], "view_sizes": [9]}, r"view_sizes=\[9\]: views grow to input.size=8"),
         ({"image_size": 9}, "input.size=9: .* images of 8 pixels"),
     ],

@@ -21,8 +21,8 @@ from tests.conftest import ROOT
 NETWORKS: dict[str, Any] = {
     "resnet18": (lambda: resnet18(8), 32),
     "resnet50, the corner pooled": (lambda: resnet50(4, pool=3), 32),
-    "airbench, a grid of parts that overlap": (lambda: Airbench((8, 16, 16), "grid"), 64),
-    "inception": (GoogLeNet, 227),
+    "airbench, grids of parts that overlap": (lambda: Airbench((8, 16, 16), "pyramid"), 64),
+    "inception, a pyramid": (lambda: GoogLeNet("pyramid"), 227),
     "torchvision's resnet18": (lambda: from_torchvision("resnet18", None, pretrained=False), 64),
     "timm's vit": (lambda: from_timm("test_vit", None, pretrained=False), 160),
 }
