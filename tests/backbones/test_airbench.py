@@ -94,9 +94,11 @@ def test_convolutions_begin_with_the_identity() -> None:
     torch.testing.assert_close(network.blocks[7](first), first[:, :16])
 
 
+SMALL = ("backbone=airbench", "backbone.widths=[8,16,16]", "input.size=16")
+
+
 def configured(cache: Path, *overrides: str) -> tuple[StoreDataModule, Any]:
-    small = ["backbone=airbench", "backbone.widths=[8,16,16]", "input.size=16"]
-    datamodule, module, _ = assemble(configure(cache, *small, *overrides), 1)
+    datamodule, module, _ = assemble(configure(cache, *SMALL, *overrides), 1)
     return datamodule, module.backbone
 
 
@@ -108,6 +110,13 @@ def test_whitened_from_the_training_images(cache: Path) -> None:
     assert len(datamodule.clean_images(100)) == 100
     assert "filters" in network.state_dict()
     assert "filters" not in dict(network.named_parameters()), "they do not learn"
+
+
+@pytest.mark.parametrize(("pool", "parts"), [("pyramid", [72, 144, 144]), ("grid", []), ("maximum", [])])
+def test_blocks_of_a_pyramid_count_alike_when_whitened(cache: Path, pool: str, parts: list[int]) -> None:
+    module = assemble(configure(cache, *SMALL, f"backbone.pool={pool}", "whitening=16"), 1)[1]
+    assert module.whitening is not None
+    assert module.whitening.parts == parts
 
 
 def test_given_weights_keep_their_filters(cache: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def similarity(tmp_path: Path, images: np.ndarray) -> Any:
     return (vectors * small).sum(1)
 
 
-@pytest.mark.parametrize(("name", "left"), [("resnet18", 0), ("inception", 2)])
+@pytest.mark.parametrize(("name", "left"), [("resnet18", 0), ("inception, a pyramid", 2)])
 def test_every_layer_that_learned_is_in_8_bits(tmp_path: Path, name: str, left: int) -> None:
     """Left are the convolutions with a constant, of Inception's two normalisations."""
     onnx = pytest.importorskip("onnx", reason="the extra export is not installed")
