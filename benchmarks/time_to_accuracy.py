@@ -1,6 +1,6 @@
 """kNN accuracy on CIFAR-10 against seconds of training, from random weights and without labels.
 
-`python -m benchmarks.time_to_accuracy --epochs 3 17`: `experiment=cifar10_fast`, three seeds each. `--beside paper
+`python -m benchmarks.time_to_accuracy --epochs 5 17`: `experiment=cifar10_fast`, three seeds each. `--beside paper
 lightly` adds the paper's recipe and lightly's SimCLR recipe; `--without` leaves out one ingredient of ours at a time;
 `--figure PATH` draws it all.
 
@@ -146,7 +146,7 @@ def main() -> None:
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.add_argument("settings", nargs="*", help="of src.train, for ours")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, nargs="+", default=[3], help="of ours: the rate falls to zero over them")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[5], help="of ours: the rate falls to zero over them")
     parser.add_argument("--beside", nargs="*", choices=["paper", "lightly"], default=[], help="seed 0 of others")
     parser.add_argument("--without", action="store_true", help="one ingredient at a time, seed 0")
     parser.add_argument("--out", type=Path, default=Path("runs/time_to_accuracy"))
