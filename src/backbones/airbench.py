@@ -61,7 +61,7 @@ class Airbench(nn.Module):
             ends.append(len(layers) - 1)
             channels = width
         self.blocks = nn.Sequential(*layers)
-        self.kept = [] if pool == "maximum" else ends if pool == "pyramid" else ends[-1:]
+        self.kept = {"maximum": [], "grid": ends[-1:], "pyramid": ends}[pool]
         self.num_features = {"maximum": channels, "grid": GRID**2 * channels, "pyramid": GRID**2 * sum(widths)}[pool]
         self.parts = [GRID**2 * width for width in widths] if pool == "pyramid" else []
         if weights:
