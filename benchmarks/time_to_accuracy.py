@@ -33,7 +33,8 @@ from src.schedules import cosine
 
 Curve = list[tuple[float, float, float]]  # seconds; kNN top-1 in percent of the embedding, of the pooled features
 OURS = ["experiment=cifar10_fast"]
-PAPER = ["experiment=cifar10_paper", "trainer.max_epochs=3", "callbacks.probe=null", "callbacks.pictures=null"]
+ALONE = ["protocol.final.linear=null", "protocol.final.similarity=null", "callbacks.pictures=null"]  # kNN alone
+PAPER = ["experiment=cifar10_paper", "trainer.max_epochs=3", "callbacks.probe=null", *ALONE]
 WITHOUT = {
     "the whitening: the head's embedding": ["whitening=null"],
     "the maps before the last": ["backbone.pool=grid"],
@@ -165,7 +166,7 @@ def main() -> None:
         row(name, curves[name], [results["wall_time_s"] for results in runs])
     if options.without:
         for name, settings in WITHOUT.items():
-            results = train(options.out / f"without-{settings[0]}", [*OURS, *options.settings, *settings])
+            results = train(options.out / f"without-{settings[0]}", [*OURS, *options.settings, *settings, *ALONE])
             row(f"without {name}", [curve(results)], [results["wall_time_s"]])
     if "paper" in options.beside:
         results = train(options.out / "paper", PAPER)

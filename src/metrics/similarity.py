@@ -75,16 +75,23 @@ def auc(same: Tensor, other: Tensor, counts: Tensor) -> Tensor:
     Returns:
         `(R,)`, float64.
     """
-    rows, others = ((part > -math.inf).nonzero()[:, 0] for part in (same, other))
-    values, order = other[other > -math.inf].sort()
-    places = [torch.searchsorted(values, same[same > -math.inf], right=right) for right in (False, True)]
+    (mine, rows), (values, others) = map(_sorted, (same, other))
+    lower, upper = (torch.searchsorted(values, mine, right=right) for right in (False, True))
     found = []
-    for part in counts.split(max(1, WEIGHTS // len(values))):
-        below = pad(part[:, others[order]].double().cumsum(1), (1, 0))
-        weights = part[:, rows].double()
-        wins = ((below[:, places[0]] + below[:, places[1]]) / 2 * weights).sum(1)
-        found.append(100 * wins / (weights.sum(1) * below[:, -1]))
+    for some in counts.split(max(1, WEIGHTS // len(values))):
+        count = some.T.contiguous()  # resamples side by side: whole rows are moved
+        below = pad(count[others].cumsum(0), (0, 0, 1, 0))
+        weights = count[rows]
+        wins = (below[lower] + below[upper]).mul_(weights).sum(0, dtype=torch.float64) / 2
+        found.append(100 * wins / (weights.sum(0, dtype=torch.float64) * below[-1]))
     return torch.cat(found)
+
+
+def _sorted(similarity: Tensor) -> tuple[Tensor, Tensor]:
+    """Those similarities of `(Q, K)` that there are, rising, and the queries that they are of."""
+    there = similarity > -math.inf
+    values, order = similarity[there].sort()
+    return values, there.nonzero()[order, 0]
 
 
 class Similarity(Score):
