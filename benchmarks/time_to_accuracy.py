@@ -164,6 +164,7 @@ def main() -> None:
         name = f"ours, {epochs} epochs"
         curves[name] = [curve(results) for results in runs]
         row(name, curves[name], [results["wall_time_s"] for results in runs])
+    longest = max(points[-1][0] for runs in curves.values() for points in runs)
     if options.without:
         for name, settings in WITHOUT.items():
             results = train(options.out / f"without-{settings[0]}", [*OURS, *options.settings, *settings, *ALONE])
@@ -173,9 +174,8 @@ def main() -> None:
         curves["the paper's recipe"] = [curve(results)]
         row("the paper's recipe, 3 epochs", curves["the paper's recipe"], [results["wall_time_s"]])
     if "lightly" in options.beside:
-        longest = max(points[-1][0] for runs in curves.values() for points in runs)
         curves["lightly's SimCLR"] = [lightlys(options.out / "lightly", longest, 0)]
-        row("lightly's SimCLR, as long as the longest", curves["lightly's SimCLR"], [])
+        row("lightly's SimCLR, as long as ours", curves["lightly's SimCLR"], [])
     if options.figure:
         draw(curves, options.figure)
 
