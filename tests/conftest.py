@@ -1,5 +1,6 @@
 """Shared fixtures: a loopback web server, a small store, and the entry points run as a user runs them."""
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -36,6 +37,15 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What runs whole commands comes first: the last tests are then short, and no process waits long for another."""
     items.sort(key=lambda item: item.path.parent != ROOT / "tests")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: looking for what of it can go takes a quarter of a second each time."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Commands of tests in processes forked from one that has loaded torch and the like, which takes seconds each time."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ MOST = 2**17  # bytes of a request
 
 def become(module: str, arguments: list[str], environment: dict[str, str], output: str, errors: str) -> None:
     """Be what `python -m MODULE ARGUMENTS` would be, in the checkout; jobs of a sweep and ranks are forked too."""
+    gc.freeze()  # what was loaded before the fork need not be looked through again, nor its pages be copied
     files = [os.open(path, os.O_RDWR | os.O_CREAT) for path in (os.devnull, output, errors)]
     if sys.platform == "linux":
         _have_jobs_forked()
