@@ -79,7 +79,8 @@ def auc(same: Tensor, other: Tensor, counts: Tensor) -> Tensor:
     lower, upper = (torch.searchsorted(values, mine, right=right) for right in (False, True))
     found = []
     for some in counts.split(max(1, WEIGHTS // len(values))):
-        count = some.T.contiguous()  # resamples side by side: whole rows are moved
+        # Resamples side by side: whole rows are moved. What is counted is exact in float32, up to 2**24.
+        count = some.T.contiguous()
         below = pad(count[others].cumsum(0), (0, 0, 1, 0))
         weights = count[rows]
         wins = (below[lower] + below[upper]).mul_(weights).sum(0, dtype=torch.float64) / 2
