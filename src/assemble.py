@@ -83,6 +83,7 @@ def assemble(
         config.ema,
         config.microbatch,
         make_whitening(backbone, config.whitening) if config.whitening else None,
+        config.mirror,
     )
     labels = datamodule.train_labels if module.method.supervised else None
     pretrained = bool(config.backbone.get("pretrained", config.backbone.get("weights")))

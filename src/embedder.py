@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from src.augmentations.functional import clean
 from src.backbones.head import Head
+from src.backbones.mirror import features_of
 from src.backbones.whitening import Whitening
 from src.datamodules.images import read_rgb, to_rgb, to_square
 from src.running import checkpoints, runs
@@ -35,22 +36,29 @@ class Encoder(nn.Module):
         head: pooled features to embeddings, learned or fitted; None leaves them as they are.
         size: side S that the backbone takes, in pixels; of larger images the middle is seen.
         mean, std: of each channel, in grey levels 0 to 255.
+        mirror: whether features are the mean of an image's and of its mirror image's.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, backbone: nn.Module, head: Head | Whitening | None, size: int, mean: Sequence[float], std: Sequence[float]
-    ):
+        self,
+        backbone: nn.Module,
+        head: Head | Whitening | None,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        mirror: bool = False,
+    ) -> None:
         super().__init__()
-        self.backbone, self.head, self.size = backbone, head, size
+        self.backbone, self.head, self.size, self.mirror = backbone, head, size, mirror
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB `(B, H, W, 3)` uint8, H and W at least S, to unit-norm `(B, D)` float32."""
-        features = self.backbone(clean(images, self.size, self.mean, self.std))
+        features = features_of(self.backbone, clean(images, self.size, self.mean, self.std), self.mirror)
         return self.head(features) if self.head else functional.normalize(features.float(), dim=1)
 
 
@@ -193,7 +201,8 @@ def load(
         raise ValueError(f"the weights in {folder} are of another network than its config: {reason}") from error
     chosen = select_accelerator(accelerator)
     seen = config.input
-    encoder = Encoder(backbone, head if space == "embedding" else None, seen.size, [*seen.mean], [*seen.std])
+    used = head if space == "embedding" else None
+    encoder = Encoder(backbone, used, seen.size, [*seen.mean], [*seen.std], config.mirror)
     dim = head.dim if space == "embedding" else num_features
     computed = recall_precision(precision or config.trainer.precision, chosen)
     return Embedder(encoder, dim, config, folder, described, space, chosen, computed)
@@ -209,6 +218,7 @@ def _side(config: DictConfig) -> int:
 
 def _fingerprint(encoder: Encoder, side: int, resample: str) -> str:
     digest = hashlib.sha256(f"{side} {resample} {encoder.size} {[*encoder.mean]} {[*encoder.std]}".encode())
+    digest.update(b" mirror" * encoder.mirror)
     state: dict[str, Any] = encoder.state_dict()
     for name in sorted(state):
         digest.update(name.encode())

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from src.backbones.average import Average
 from src.backbones.head import Head
+from src.backbones.mirror import features_of
 from src.backbones.whitening import Whitening
 from src.methods.base import Method
 from src.running.distributed import broadcast_buffers
@@ -63,6 +64,7 @@ class EmbeddingModule(pl.LightningModule):
         ema: at each step, what an average of the weights keeps of itself; that is evaluated then. None: no average.
         microbatch: views the network sees at once in training; the step is the same (`in_parts`). None: all of them.
         whitening: is evaluated in the head's place. None: the head is.
+        mirror: whether the features that are evaluated are the mean of an image's and of its mirror image's.
 
     Attributes:
         average: what is evaluated in the network's place, where there is one.
@@ -81,11 +83,12 @@ class EmbeddingModule(pl.LightningModule):
         ema: float | None = None,
         microbatch: int | None = None,
         whitening: Whitening | None = None,
+        mirror: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.method = backbone, head, method
         self.make_optimizer, self.schedule, self.decay = optimizer, schedule, decay
-        self.seed, self.microbatch, self.whitening = seed, microbatch, whitening
+        self.seed, self.microbatch, self.whitening, self.mirror = seed, microbatch, whitening, mirror
         self.average = None if ema is None else Average(backbone, head, ema)
         taught = method.teacher_decay
         self.teacher = None if taught is None else Average(backbone, head, taught, method.teacher_evaluates)
@@ -95,6 +98,12 @@ class EmbeddingModule(pl.LightningModule):
         """Images `(B, 3, H, W)` to pooled features `(B, F)` and unit-norm embeddings `(B, D)`, of the live network."""
         features = self.backbone(images)
         return features, self.head(features)
+
+    def evaluated(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as they are scored and used, as far as the run has it: averaged, mirrored, whitened."""
+        network = self.average or self
+        features = features_of(network.backbone, images, self.mirror)
+        return features, (self.whitening or network.head)(features)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """The `loss`, and detached its `terms`, the `features` `(VB, F)` and the `embeddings` `(VB, D)`.
@@ -135,8 +144,7 @@ class EmbeddingModule(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """What the evaluation gathers of clean images: `index`, `label`, and of unit norm `embedding` and `pooled`."""
-        features, embeddings = (self.average or self)(batch["image"])
-        embeddings = self.whitening(features) if self.whitening else embeddings
+        features, embeddings = self.evaluated(batch["image"])
         pooled = functional.normalize(features.float(), dim=1)
         return {"index": batch["index"], "label": batch["label"], "embedding": embeddings, "pooled": pooled}
 

@@ -56,6 +56,7 @@ TRAIN: Group = {
     "ema": Momentum | None,
     "microbatch": Count | None,
     "whitening": Dimension | None,
+    "mirror": bool,
     "protocol": {
         "gallery": bool,
         "disjoint": bool,

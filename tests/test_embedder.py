@@ -30,11 +30,17 @@ def digits(trained: Path, cache: Path) -> np.ndarray:
     return images
 
 
-@pytest.mark.parametrize(("space", "precision"), [("embedding", "bf16-mixed"), ("pooled", "32-true")])
+@pytest.mark.parametrize(
+    ("space", "precision", "mirror"),
+    [("embedding", "bf16-mixed", False), ("pooled", "32-true", False), ("embedding", "bf16-mixed", True)],
+)
 def test_it_has_the_vectors_of_the_evaluation_bit_for_bit(
-    trained: Path, cache: Path, digits: np.ndarray, space: Any, precision: Any
+    trained: Path, cache: Path, digits: np.ndarray, tmp_path: Path, space: Any, precision: Any, mirror: bool
 ) -> None:
     config = runs.load_config(trained)
+    config.mirror = mirror
+    runs.begin(tmp_path, config)
+    (tmp_path / "checkpoints").symlink_to(trained / "checkpoints")
     config.dataset.cache_dir = str(cache)
     datamodule, module, evaluation = assemble(config, ranks=1)
     checkpoints.fill(module, checkpoints.load(checkpoints.path_of(trained, "last")))
@@ -43,8 +49,10 @@ def test_it_has_the_vectors_of_the_evaluation_bit_for_bit(
         precision=precision, callbacks=[evaluation], enable_model_summary=False, enable_checkpointing=False, **options
     )
     trainer.validate(module, datamodule, verbose=False)
-    vectors = load(trained, space=space, accelerator="cpu", precision=precision)(digits)
+    embed = load(tmp_path, space=space, accelerator="cpu", precision=precision)
+    vectors = embed(digits)
     assert np.array_equal(vectors, evaluation.sets["query"][space].float().numpy())
+    assert np.allclose(vectors, embed([*digits[:, :, ::-1]]), atol=1e-2) == mirror, "left and right are the same"
 
 
 def test_a_network_that_saw_less_than_is_stored_sees_the_middle(
@@ -144,12 +152,18 @@ def test_bfloat16_is_nearly_the_same(embed: Embedder, trained: Path, digits: np.
     assert likeness.min() > 0.98
 
 
-def test_the_fingerprint_is_that_of_weights_and_space(embed: Embedder, trained: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_is_that_of_weights_space_and_mirror(embed: Embedder, trained: Path, tmp_path: Path) -> None:
     assert load(trained, accelerator="cpu").fingerprint == embed.fingerprint
     assert load(trained / "checkpoints" / "last.ckpt").fingerprint == embed.fingerprint
     assert load(trained, space="pooled").fingerprint != embed.fingerprint
     other = changed(trained, tmp_path / "other", lambda state: state["head.linear.weight"].add_(1e-3))
     assert load(other).fingerprint != embed.fingerprint
+    config = runs.load_config(trained)
+    config.mirror = True
+    (tmp_path / "mirrored" / "checkpoints").mkdir(parents=True)
+    shutil.copy(checkpoints.path_of(trained, "last"), tmp_path / "mirrored" / "checkpoints")
+    runs.begin(tmp_path / "mirrored", config)
+    assert load(tmp_path / "mirrored").fingerprint != embed.fingerprint
 
 
 def changed(trained: Path, folder: Path, change: Any) -> Path:

@@ -289,8 +289,10 @@ def test_a_preset_is_the_same_for_a_folder(preset: str) -> None:
     own = load(f"experiment={preset}")
     folder = load(f"experiment={preset}", "dataset=folder", "dataset.root=x", f"input.size={own.input.size}")
     plain = load("dataset=folder", "dataset.root=x")
-    assert (plain.whitening, plain.backbone.pool) == (1024, "pyramid"), "else the presets would have nothing to undo"
-    for group in ("whitening", "augmentation", "backbone", "head", "embedding_dim", "method", "optimizer", "schedule"):
+    own_choice = (plain.whitening, plain.mirror, plain.backbone.pool)
+    assert own_choice == (1024, True, "pyramid"), "else the presets would have nothing to undo"
+    network = ("whitening", "mirror", "augmentation", "backbone", "head", "embedding_dim")
+    for group in (*network, "method", "optimizer", "schedule"):
         assert folder[group] == own[group], group
 
 

@@ -127,10 +127,11 @@ def test_held_out_images_decide_what_is_best(run: Run, tmp_path: Path) -> None:
 def test_what_is_scored_in_the_networks_place_is_scored_again_and_embedded_with(
     run: Run, tmp_path: Path, whitening: int | None
 ) -> None:
-    """The average of the weights, and in the head's place a whitening."""
+    """The average of the weights, and in the head's place a whitening, of images and their mirror images."""
     folder = tmp_path / "run"
     chosen = ["ema=0.9", "head=mlp", "head.hidden=[32]", f"whitening={whitening or 'null'}"]
-    chosen += ["trainer.check_val_every_n_epoch=2"] * bool(whitening)  # scored when its checkpoint is written already
+    if whitening:  # and scored when its checkpoint is written already
+        chosen += ["mirror=true", "trainer.check_val_every_n_epoch=2"]
     done = run("src.train", *QUIET, *chosen, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     said = int(re.search(r" ([\d,]+) parameters", done.stdout)[1].replace(",", ""))  # type: ignore[index]

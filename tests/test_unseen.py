@@ -59,7 +59,7 @@ def recalls(checkpoint: Path, cache: Path, ks: tuple[int, ...], held_out: bool =
         images, labels = images[rows], labels[rows]
     crops = torch.from_numpy(images)[:, 14:241, 14:241].permute(0, 3, 1, 2) - MEAN
     with torch.inference_mode():
-        features = torch.cat([network(crop) for crop in crops.split(1)])
+        features = torch.cat([(network(crop) + network(crop.flip(3))) / 2 for crop in crops.split(1)])
         z = torch.nn.functional.normalize(features @ state["whitening.weight"].T + state["whitening.bias"], dim=1)
     of, hits = labels.tolist(), []
     for i in range(len(z)):
@@ -200,6 +200,7 @@ def test_untrained_scores_on_real_cars(run: Run, tmp_path: Path) -> None:
         f"dataset.root={tmp_path / 'cars'}",
         f"backbone.weights={shared('weights/bvlc_googlenet.npz')}",
         "backbone.pool=average",
+        "mirror=false",
         "protocol.space=pooled",
         "~protocol.metrics.clustering",
         "~protocol.final.similarity",

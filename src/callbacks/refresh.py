@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from src.callbacks.progress import Progress
@@ -35,7 +35,7 @@ class Refresh(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module: Any = pl_module
         if module.whitening:
-            features, _ = extract(trainer, module, "pooled", module.average)
+            features, _ = extract(trainer, module, "pooled", evaluated=True)
             module.whitening.fit(features)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -85,9 +85,9 @@ class Refresh(pl.Callback):
 
 @torch.no_grad()
 def extract(
-    trainer: pl.Trainer, module: pl.LightningModule, kind: str, average: nn.Module | None = None
+    trainer: pl.Trainer, module: pl.LightningModule, kind: str, evaluated: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """One pass over the clean training images, shared among ranks, in eval mode: of the module, or of its `average`.
+    """One pass over the clean training images, shared among ranks, in eval mode: of the network, or as `evaluated`.
 
     Returns:
         Features `(N, F)`, `unit`, `pooled` or `raw` (see `src.methods.base.Extract`), and unit-norm embeddings
@@ -110,7 +110,7 @@ def extract(
             trainer.precision_plugin.forward_context(),
             _before_last_relu(module.backbone if kind == "raw" else None) as before,
         ):
-            features, embeddings = (average or module)(batch["image"])
+            features, embeddings = (module.evaluated if evaluated else module)(batch["image"])  # type: ignore[operator]
         features = (before or [features])[-1].float()
         features = functional.normalize(features, dim=1) if kind == "unit" else features
         found.append((batch["index"], features, embeddings.float()))

@@ -140,7 +140,11 @@ def describe(embedder: Embedder) -> dict[str, Any]:
             "layout": "NHWC",
             "colour": "RGB",
         },
-        "in_the_graph": {"mean": _plain(embedder.encoder.mean), "std": _plain(embedder.encoder.std)},
+        "in_the_graph": {
+            "mean": _plain(embedder.encoder.mean),
+            "std": _plain(embedder.encoder.std),
+            "mirror": embedder.encoder.mirror,
+        },
         "output": {
             "name": OUTPUT,
             "dtype": "float32",

@@ -27,7 +27,7 @@ ASIDE = ("run_dir", "sweep_dir", *CACHES, "logger", "trainer.enable_progress_bar
 FREE = (*ASIDE, "trainer.max_epochs", "callbacks.pictures")
 # What settings that came later were before, by group; of backbones by what is made.
 LATER: dict[str, dict[str, Any]] = {
-    "": {"head": {}, "decay": "all", "ema": None, "microbatch": None, "whitening": None},
+    "": {"head": {}, "decay": "all", "ema": None, "microbatch": None, "whitening": None, "mirror": False},
     "head": {"hidden": [], "orthogonal": False},
     "dataset": {"view_milestones": [], "view_sizes": []},
     "recipe": {"pool": "average"},

@@ -166,9 +166,11 @@ def test_a_resumed_run_draws_what_the_whole_run_drew(tmp_path: Path) -> None:
         assert torch.equal(embeddings, again)
 
 
-def test_the_whitening_is_fitted_before_every_score_to_what_is_scored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_whitening_is_fitted_before_every_score_to_what_is_scored(tmp_path: Path, mirror: bool) -> None:
     small_store(tmp_path / "store")
     module = make_module(Pairs(), ema=0.5)
+    module.mirror = mirror
     module.whitening = Whitening(module.head.linear.in_features, 5)
     datamodule = StoreDataModule(**datamodule_options(tmp_path))
     quiet: Any = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
@@ -182,7 +184,8 @@ def test_the_whitening_is_fitted_before_every_score_to_what_is_scored(tmp_path: 
         images = datamodule.store.splits["train"].images.permute(0, 3, 1, 2).float()
         expected = Whitening(module.whitening.weight.shape[1], 5)
         with torch.no_grad():
-            features = module.average.backbone.eval()(images)
+            network = module.average.backbone.eval()
+            features = (network(images) + network(images.flip(3))) / 2 if mirror else network(images)
             expected.fit(features)
         torch.testing.assert_close(module.whitening(features), expected(features), rtol=0, atol=1e-3)
         fitted.append(module.whitening.weight.clone())

@@ -35,11 +35,13 @@ def _needs_the_extra() -> None:
 
 
 def encoder_of(name: str, pooled: bool = False) -> Encoder:
+    """Of what is pooled, the mirror images too."""
     torch.manual_seed(0)
     make, size = NETWORKS[name]
     network = make()
     head = None if pooled else Head(network.num_features, 16)
-    return Encoder(network, head, size, [120, 110, 100], [60, 61, 62]).eval().to(memory_format=torch.channels_last)
+    encoder = Encoder(network, head, size, [120, 110, 100], [60, 61, 62], mirror=pooled)
+    return encoder.eval().to(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("format", FILES)
@@ -107,7 +109,7 @@ def test_what_is_done_to_images_beforehand(trained: Path) -> None:
     assert described["steps"][-1] == {"do": "crop", "top": 8, "left": 8, "height": 32, "width": 32}
     image = np.random.default_rng(0).integers(0, 256, (1, 47, 47, 3), dtype=np.uint8)
     np.testing.assert_array_equal(embedder.encode(image), embedder.encode(image[:, 8:40, 8:40]))
-    assert described["in_the_graph"] == {"mean": [77.84] * 3, "std": [95.89] * 3}
+    assert described["in_the_graph"] == {"mean": [77.84] * 3, "std": [95.89] * 3, "mirror": False}
 
 
 def test_quiet_is_over_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:

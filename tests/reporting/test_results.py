@@ -84,7 +84,7 @@ def test_what_a_sweep_told_apart_is_no_copy(result: dict[str, Any], tmp_path: Pa
 
 def test_what_an_earlier_version_did_by_default_is_said(result: dict[str, Any], tmp_path: Path) -> None:
     before = changed(result, 1)
-    for setting in ("ema", "decay", "microbatch", "whitening"):
+    for setting in ("ema", "decay", "microbatch", "whitening", "mirror"):
         del before["config"][setting]
     write_runs(tmp_path, [changed(result), before])
     (protocol,) = group_by_protocol(find_results([tmp_path])[0])
