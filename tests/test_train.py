@@ -261,7 +261,7 @@ def test_an_interrupted_run_says_how_to_go_on(
 
 def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, tmp_path: Path, cache: Path) -> None:
     """A signal to the whole group of processes, as Slurm sends it: the ranks agree on the step, and rank 0 writes."""
-    ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=8", "dataset.limit=960")
+    ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=8", "dataset.limit=640")
     arguments = [*QUICK, *ranks, "method.positives=nearest", "trainer.log_every_n_steps=1"]
     arguments += ["trainer.max_epochs=2", "logger=csv"]
     assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
@@ -277,7 +277,7 @@ def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, tmp_path: Path, ca
         start_new_session=True,
     )
     metrics = folder / "metrics.csv"
-    while not metrics.exists() or "61" not in [row["step"] for row in csv.DictReader(metrics.open())]:
+    while not metrics.exists() or "41" not in [row["step"] for row in csv.DictReader(metrics.open())]:
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
@@ -285,7 +285,7 @@ def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, tmp_path: Path, ca
     assert process.returncode == 143
     assert "Not finished" in output
     checkpoint = checkpoints.load(checkpoints.path_of(folder, "last"))
-    assert checkpoints.describe(checkpoint).startswith("epoch 2, which is not whole yet"), "60 steps an epoch"
+    assert checkpoints.describe(checkpoint).startswith("epoch 2, which is not whole yet"), "40 steps an epoch"
     scored = run("src.evaluate", f"run={folder}")
     assert "last checkpoint of epoch 2, which is not whole yet, after" in scored.stdout, scored.stderr
 

@@ -47,7 +47,7 @@ def arguments(root: Path, tmp_path: Path) -> list[str]:
     ]
 
 
-def recalls(checkpoint: Path, cache: Path, ks: tuple[int, ...], held_out: bool = False) -> list[float]:
+def recalls(checkpoint: Path, cache: Path, ks: tuple[int, ...], mirror: bool, held_out: bool = False) -> list[float]:
     """R@k in percent of a checkpoint on the test, or held-out, images of the only store, an image at a time."""
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     network = GoogLeNet("pyramid" if state["whitening.weight"].shape[1] > 1024 else "average").eval()
@@ -59,7 +59,8 @@ def recalls(checkpoint: Path, cache: Path, ks: tuple[int, ...], held_out: bool =
         images, labels = images[rows], labels[rows]
     crops = torch.from_numpy(images)[:, 14:241, 14:241].permute(0, 3, 1, 2) - MEAN
     with torch.inference_mode():
-        features = torch.cat([(network(crop) + network(crop.flip(3))) / 2 for crop in crops.split(1)])
+        both = [[network(crop), network(crop.flip(3))] for crop in crops.split(1)]
+        features = torch.cat([sum(pair) / 2 if mirror else pair[0] for pair in both])
         z = torch.nn.functional.normalize(features @ state["whitening.weight"].T + state["whitening.bias"], dim=1)
     of, hits = labels.tolist(), []
     for i in range(len(z)):
@@ -83,7 +84,7 @@ def test_a_folder_is_prepared_trained_on_and_scored_again(run: Run, tmp_path: Pa
     names = {"retrieval/R@1", "retrieval/R@2", "retrieval/mAP@R", "clustering/NMI"}
     for row in ("untrained", "last", "best"):
         assert names <= results[row].keys()
-    expected = recalls(folder / "checkpoints" / "last.ckpt", tmp_path / "cache", (1, 2))
+    expected = recalls(folder / "checkpoints" / "last.ckpt", tmp_path / "cache", (1, 2), mirror=True)
     assert [results["last"][f"retrieval/R@{k}"] for k in (1, 2)] == pytest.approx(expected)
     assert len({0, 100, *expected}) == 4, "of scores that any embedding has, nothing could be told"
     assert results["protocol"]["gallery"] is None
@@ -96,7 +97,7 @@ def test_a_folder_is_prepared_trained_on_and_scored_again(run: Run, tmp_path: Pa
 def test_held_out_classes_decide_what_is_best(run: Run, tmp_path: Path, photographs: Path) -> None:
     folder = tmp_path / "run"
     options = ["dataset.validation=0.1", "protocol.metrics.retrieval.k=[1,2]", "trainer.precision=32-true"]
-    options += ["backbone.pool=average", "whitening=512"]
+    options += ["backbone.pool=average", "whitening=512", "mirror=false"]
     done = run("src.train", *arguments(photographs, tmp_path), *options, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     assert "6 training, 12 held-out and 18 test images" in done.stdout
@@ -105,7 +106,7 @@ def test_held_out_classes_decide_what_is_best(run: Run, tmp_path: Path, photogra
     assert results["protocol"]["validation"] == "2 of the training classes, 12 images"
     assert "validation/clustering/NMI" in results["last"]
     for held_out, prefix in ((False, ""), (True, "validation/")):
-        expected = recalls(folder / "checkpoints" / "last.ckpt", tmp_path / "cache", (1, 2), held_out)
+        expected = recalls(folder / "checkpoints" / "last.ckpt", tmp_path / "cache", (1, 2), False, held_out)
         assert [results["last"][f"{prefix}retrieval/R@{k}"] for k in (1, 2)] == pytest.approx(expected)
 
 

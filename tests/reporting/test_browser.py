@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from src.reporting import page as pages
 from src.reporting.results import find_results
@@ -41,28 +42,31 @@ def opened(browser: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def few(result: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def few(result: dict[str, Any], shared_folder: Path) -> Path:
     """The page of three settings, a seed each."""
-    folder = tmp_path_factory.mktemp("few")
     names = ("full", "no_crop", "no_gray")
     spaces = {space: {"classes": HISTOGRAM} for space in ("embedding", "pooled")}
     runs = [changed(result, seed, choices__augmentation=name, histograms=spaces) for seed, name in enumerate(names)]
     for score, run in zip((30.0, 9.5, 50.25), runs, strict=True):
         run["last"]["knn/top1"] = score
-    write_runs(folder / "runs", runs)
-    pages.write(folder / "page", find_results([folder / "runs"])[0], [("failed", "x", "no space")], {})
-    return folder / "page" / "index.html"
+    return page_of(runs, [("failed", "x", "no space")], shared_folder / "few")
 
 
 @pytest.fixture(scope="module")
-def many(result: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def many(result: dict[str, Any], shared_folder: Path) -> Path:
     """The page of a thousand runs of 334 settings."""
-    folder = tmp_path_factory.mktemp("many")
     runs = [
         changed(result, n % 3, config__method__temperature=(n // 3 + 1) / 100, last__extra=1.0) for n in range(1000)
     ]
-    write_runs(folder / "runs", runs)
-    pages.write(folder / "page", find_results([folder / "runs"])[0], [], {})
+    return page_of(runs, [], shared_folder / "many")
+
+
+def page_of(runs: list[dict[str, Any]], left_out: list[tuple[str, str, str]], folder: Path) -> Path:
+    """The page of these runs, made once."""
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            write_runs(folder / "runs", runs)
+            pages.write(folder / "page", find_results([folder / "runs"])[0], left_out, {})
     return folder / "page" / "index.html"
 
 
