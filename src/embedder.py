@@ -218,7 +218,7 @@ def _side(config: DictConfig) -> int:
 
 def _fingerprint(encoder: Encoder, side: int, resample: str) -> str:
     digest = hashlib.sha256(f"{side} {resample} {encoder.size} {[*encoder.mean]} {[*encoder.std]}".encode())
-    digest.update(b" mirror" * encoder.mirror)
+    digest.update(b" mirror" * encoder.mirror)  # nothing without: indices made before there was such stay valid
     state: dict[str, Any] = encoder.state_dict()
     for name in sorted(state):
         digest.update(name.encode())

@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from hydra.utils import get_class
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from src.assemble import assemble
@@ -39,8 +39,7 @@ def test_it_has_the_vectors_of_the_evaluation_bit_for_bit(
 ) -> None:
     config = runs.load_config(trained)
     config.mirror = mirror
-    runs.begin(tmp_path, config)
-    (tmp_path / "checkpoints").symlink_to(trained / "checkpoints")
+    run = with_config(trained, tmp_path / "run", config)
     config.dataset.cache_dir = str(cache)
     datamodule, module, evaluation = assemble(config, ranks=1)
     checkpoints.fill(module, checkpoints.load(checkpoints.path_of(trained, "last")))
@@ -49,7 +48,7 @@ def test_it_has_the_vectors_of_the_evaluation_bit_for_bit(
         precision=precision, callbacks=[evaluation], enable_model_summary=False, enable_checkpointing=False, **options
     )
     trainer.validate(module, datamodule, verbose=False)
-    embed = load(tmp_path, space=space, accelerator="cpu", precision=precision)
+    embed = load(run, space=space, accelerator="cpu", precision=precision)
     vectors = embed(digits)
     assert np.array_equal(vectors, evaluation.sets["query"][space].float().numpy())
     assert np.allclose(vectors, embed([*digits[:, :, ::-1]]), atol=1e-2) == mirror, "left and right are the same"
@@ -160,10 +159,15 @@ def test_the_fingerprint_is_that_of_weights_space_and_mirror(embed: Embedder, tr
     assert load(other).fingerprint != embed.fingerprint
     config = runs.load_config(trained)
     config.mirror = True
-    (tmp_path / "mirrored" / "checkpoints").mkdir(parents=True)
-    shutil.copy(checkpoints.path_of(trained, "last"), tmp_path / "mirrored" / "checkpoints")
-    runs.begin(tmp_path / "mirrored", config)
-    assert load(tmp_path / "mirrored").fingerprint != embed.fingerprint
+    assert load(with_config(trained, tmp_path / "mirrored", config)).fingerprint != embed.fingerprint
+
+
+def with_config(trained: Path, folder: Path, config: DictConfig) -> Path:
+    """A run of another config with the checkpoints of `trained`."""
+    folder.mkdir()
+    runs.begin(folder, config)
+    (folder / "checkpoints").symlink_to(trained / "checkpoints")
+    return folder
 
 
 def changed(trained: Path, folder: Path, change: Any) -> Path:

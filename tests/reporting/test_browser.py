@@ -63,11 +63,12 @@ def many(result: dict[str, Any], shared_folder: Path) -> Path:
 
 def page_of(runs: list[dict[str, Any]], left_out: list[tuple[str, str, str]], folder: Path) -> Path:
     """The page of these runs, made once."""
+    page = folder / "page" / "index.html"
     with FileLock(f"{folder}.lock"):
-        if not folder.exists():
+        if not page.exists():
             write_runs(folder / "runs", runs)
-            pages.write(folder / "page", find_results([folder / "runs"])[0], left_out, {})
-    return folder / "page" / "index.html"
+            pages.write(page.parent, find_results([folder / "runs"])[0], left_out, {})
+    return page
 
 
 def column(tab: Any, name: str, number: int) -> list[str]:
