@@ -32,7 +32,7 @@ ASIDE = ("_target_", "weights", "pretrained", "cache_dir")  # of a backbone: wha
 
 
 def assemble(
-    config: DictConfig, ranks: int, filled: bool = False
+    config: DictConfig, ranks: int, filled: bool = False, fits: bool = True
 ) -> tuple[StoreDataModule, EmbeddingModule, Evaluation]:
     """Data, network with its method, and evaluation of a resolved config, checked against each other.
 
@@ -40,6 +40,7 @@ def assemble(
         config: of a run.
         ranks: how many processes train.
         filled: whether a checkpoint will fill the network, whose initial weights then need not be there.
+        fits: whether a whitening, where there is one, is fitted at every evaluation, or a checkpoint's taken.
 
     Raises:
         ValueError: they do not fit; the message names the setting.
@@ -55,6 +56,7 @@ def assemble(
     datamodule.prepare_data()
     datamodule.setup()
     datamodule.check(ranks)
+    datamodule.fits = fits and bool(config.whitening)
     if isinstance(backbone, Airbench) and not (filled or config.backbone.weights):
         backbone.whiten(datamodule.clean_images(max(1, WHITENED // datamodule.image_size**2)))
     check_size(backbone, min(datamodule.view_sizes))
@@ -70,8 +72,8 @@ def assemble(
         metric.name_classes(datamodule.store.classes)
         for name, labels in queries.items():
             metric.check(labels, datamodule.gallery_labels, name)
-    held_out = datamodule.validation is not None
-    evaluation = Evaluation(metrics, final, config.protocol.space, config.protocol.monitor, held_out)
+    space, monitor, held_out = config.protocol.space, config.protocol.monitor, datamodule.validation is not None
+    evaluation = Evaluation(metrics, final, space, monitor, held_out, datamodule.gallery, datamodule.fits)
     module = EmbeddingModule(
         backbone,
         Head(int(backbone.num_features), config.embedding_dim, **config.head),  # type: ignore[arg-type]

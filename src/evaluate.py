@@ -30,27 +30,26 @@ def main(config: DictConfig) -> None:
     import pytorch_lightning as pl
 
     from src.assemble import assemble
-    from src.callbacks.refresh import Refresh
     from src.reporting.record import said
     from src.running import checkpoints, hardware
 
     hardware.settle()
     accelerator = hardware.select_accelerator(config.accelerator, scores=True)
     checkpoint = checkpoints.load(checkpoints.path_of(folder, which))
-    datamodule, module, evaluation = assemble(saved, ranks=1, filled=True)
+    finished = (folder / "results.json").exists()  # the whitening of another may be of an epoch before
+    datamodule, module, evaluation = assemble(saved, ranks=1, filled=True, fits=not finished)
     checkpoints.fill(module, checkpoint)
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=1,
         precision=hardware.recall_precision(saved.trainer.precision, accelerator),  # type: ignore[arg-type]
         logger=False,
-        # The whitening of an unfinished run may be of an epoch before: it is found anew.
-        callbacks=[evaluation] if (folder / "results.json").exists() else [Refresh(saved.seed), evaluation],
+        callbacks=[evaluation],
         enable_model_summary=False,
         enable_checkpointing=False,
     )
     trainer.validate(module, datamodule, verbose=False)
-    written = (runs.read_results(folder).get(which) or {}) if (folder / "results.json").exists() else {}
+    written = (runs.read_results(folder).get(which) or {}) if finished else {}
     print(f"{folder}, {which} checkpoint of {checkpoints.describe(checkpoint)}; scores, and 95% of resampled queries")
     width = max(24, *map(len, trainer.callback_metrics))
     for name, value in trainer.callback_metrics.items():

@@ -99,12 +99,6 @@ class EmbeddingModule(pl.LightningModule):
         features = self.backbone(images)
         return features, self.head(features)
 
-    def evaluated(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The same as they are scored and used, as far as the run has it: averaged, mirrored, whitened."""
-        network = self.average or self
-        features = features_of(network.backbone, images, self.mirror)
-        return features, (self.whitening or network.head)(features)
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """The `loss`, and detached its `terms`, the `features` `(VB, F)` and the `embeddings` `(VB, D)`.
 
@@ -143,10 +137,13 @@ class EmbeddingModule(pl.LightningModule):
         broadcast_buffers(self)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """What the evaluation gathers of clean images: `index`, `label`, and of unit norm `embedding` and `pooled`."""
-        features, embeddings = self.evaluated(batch["image"])
-        pooled = functional.normalize(features.float(), dim=1)
-        return {"index": batch["index"], "label": batch["label"], "embedding": embeddings, "pooled": pooled}
+        """What the evaluation gathers of clean images: `index`, `label`, pooled `features` `(B, F)`, float32, averaged
+        and mirrored as the run has it, and, unless a whitening makes it of those, the unit-norm `embedding` `(B, D)`.
+        """
+        network = self.average or self
+        features = features_of(network.backbone, batch["image"], self.mirror)
+        found = {"index": batch["index"], "label": batch["label"], "features": features.float()}
+        return found if self.whitening else found | {"embedding": network.head(features)}
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameter_groups())

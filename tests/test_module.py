@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from src.backbones.head import Head
 from src.backbones.resnet import resnet18
+from src.backbones.whitening import Whitening
 from src.callbacks.steps import Steps
 from src.methods.base import Method, TaughtMethod, TrainingSet
 from src.methods.byol import BYOL
@@ -198,7 +199,7 @@ def test_an_average_of_the_weights_is_evaluated_and_follows_each_step() -> None:
     for batch, found in zip(evaluation()[0], outputs.validation[0], strict=True):
         features, embedding = module.average(batch["image"])
         torch.testing.assert_close(found["embedding"], embedding)
-        torch.testing.assert_close(found["pooled"], functional.normalize(features, dim=1))
+        torch.testing.assert_close(found["features"], features)
         assert not torch.allclose(found["embedding"], module(batch["image"])[1], atol=1e-3)
 
 
@@ -410,9 +411,8 @@ def test_under_autocast_the_network_computes_in_bfloat16_and_the_method_in_float
     assert not method.autocast
     assert {z.dtype for _, z, *_ in method.events} == {torch.float32}
     for batch in outputs.validation[0]:
-        assert batch["embedding"].dtype == batch["pooled"].dtype == torch.float32
-        for space in ("embedding", "pooled"):
-            torch.testing.assert_close(batch[space].norm(dim=1), torch.ones(len(batch["index"])))
+        assert batch["embedding"].dtype == batch["features"].dtype == torch.float32
+        torch.testing.assert_close(batch["embedding"].norm(dim=1), torch.ones(len(batch["index"])))
 
 
 def test_the_loss_is_exact_under_autocast() -> None:
@@ -478,14 +478,32 @@ def test_an_evaluation_step_returns_both_spaces_of_its_images_in_eval_mode(monke
     for number, batches in enumerate(evaluation()):
         assert len(outputs.validation[number]) == 2
         for batch, found in zip(batches, outputs.validation[number], strict=True):
-            assert found.keys() == {"index", "label", "embedding", "pooled"}
+            assert found.keys() == {"index", "label", "embedding", "features"}
             assert torch.equal(found["index"], batch["index"])
             assert torch.equal(found["label"], batch["label"])
             with torch.no_grad():
                 features = module.backbone(batch["image"])
                 embedding = functional.normalize(module.head.linear(features), dim=1)
-            torch.testing.assert_close(found["pooled"], functional.normalize(features, dim=1))
+            torch.testing.assert_close(found["features"], features)
             torch.testing.assert_close(found["embedding"], embedding)
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_a_whitening_is_given_the_features_of_image_and_mirror_image(ema: float | None) -> None:
+    module = make(ema=ema, whitening=Whitening(6, 4), mirror=True)
+    fit(module)
+    module.eval()
+    (images,) = next(iter(evaluation()[0]))["image"].split(3)
+    batch = {"index": torch.arange(3), "label": torch.arange(3), "image": images}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = module.validation_step(batch, 0)
+    assert found.keys() == {"index", "label", "features"}
+    assert found["features"].dtype == torch.float32
+    network = (module.average or module).backbone
+    with torch.no_grad():
+        expected = (network(images) + network(images.flip(3))) / 2
+        assert not torch.allclose(expected, network(images), rtol=0.05)
+    torch.testing.assert_close(found["features"], expected, rtol=0.05, atol=0.01)
 
 
 @pytest.mark.parametrize(

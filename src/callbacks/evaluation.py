@@ -6,15 +6,19 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from src.backbones.whitening import Whitening
 from src.metrics.base import Score
 from src.metrics.bootstrap import intervals
-from src.running.distributed import gather_unique
+from src.running.distributed import broadcast_buffers, gather_unique
 from src.scores import SPACES, VALIDATION
+
+AT_ONCE = 2**12  # features to whiten
 
 
 class Evaluation(pl.Callback):
-    """Collects what the module extracts in a validation epoch and logs the scores of both spaces.
+    """Collects what the module extracts in a validation epoch, fits its whitening, and logs the scores of both spaces.
 
     The `metrics` at each evaluation; the `final` ones, and how sure all of them are, of the untrained network, of the
     last epoch, and where a run is scored again.
@@ -22,8 +26,9 @@ class Evaluation(pl.Callback):
     A score of `space`, which decides what is best, is called `<metric>/<score>`, one of the other space
     `<space>/<metric>/<score>`; before those of held-out training images stands `validation/`.
 
-    The first validation loader is the test images, the next, with `validation`, the held-out ones: both are queries of
-    the gallery, the last loader where there is one. Every rank scores all images.
+    The first validation loader is the test images, the next, with `validation`, the held-out ones: both are queries.
+    The last, where there is one, is training images: those with a label are the `gallery` of the queries, and the
+    features of all are what the whitening is fitted to (`fits`). Every rank scores all images.
 
     Args:
         metrics: by name; each takes query and labels, and gallery and labels where there are, and computes a dict of
@@ -33,6 +38,8 @@ class Evaluation(pl.Callback):
         monitor: the score that decides what is best; the attribute is its full name, of the held-out images where there
             are any.
         validation: whether training images are held out.
+        gallery: whether the training images that are there are searched.
+        fits: whether the module's whitening is fitted before it is scored, or taken as it is.
 
     Attributes:
         queries: what begins the names of the scores of each query set: of the test images, and of those held out.
@@ -54,8 +61,11 @@ class Evaluation(pl.Callback):
         space: str,
         monitor: str,
         validation: bool = False,
+        gallery: bool = True,
+        fits: bool = False,
     ) -> None:
         self.metrics, self.final, self.space = dict(metrics), dict(final), space
+        self.gallery, self.fits = gallery, fits
         self.sets: dict[str, dict[str, Tensor]] = {}
         self.intervals: dict[str, tuple[float, float]] = {}
         self.histograms: dict[str, Any] = {}
@@ -99,17 +109,24 @@ class Evaluation(pl.Callback):
         self.extracted.setdefault(dataloader_idx, []).append(outputs)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module: Any = pl_module
         sets = [_collect(batches) for _, batches in sorted(self.extracted.items())]
         self.extracted = {}
-        gallery = sets[len(self.queries) :]
-        self.sets = dict(zip((*("query", "validation")[: len(self.queries)], "gallery"), sets, strict=False))
+        if module.whitening and self.fits:
+            _check("pooled", [sets[-1]["features"]])
+            module.whitening.fit(sets[-1]["features"])
+            broadcast_buffers(module.whitening)
+        first = len(self.queries)
+        sets[first:] = [_labelled(rows) for rows in sets[first:] if self.gallery]
+        sets = [_spaces(rows, module.whitening) for rows in sets]
+        gallery = sets[first:]
+        self.sets = dict(zip((*("query", "validation")[:first], "gallery"), sets, strict=False))
         final = trainer.state.fn == "validate" or trainer.current_epoch + 1 == trainer.max_epochs
         self.closed = final
         if final:
             self.intervals, self.histograms = {}, {}
         for space in SPACES:
-            if not all(rows[space].isfinite().all() for rows in sets):
-                raise FloatingPointError(f"{space} features are not finite: lower optimizer.lr, or see the weights")
+            _check(space, [rows[space] for rows in sets])
             for which, query in zip(self.queries, sets, strict=False):
                 tensors = [tensor for rows in (query, *gallery) for tensor in (rows[space], rows["label"])]
                 prefix = self.name(which, space)
@@ -134,6 +151,26 @@ class Evaluation(pl.Callback):
 
 
 def _collect(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    names = ("label", *SPACES)
+    """All that was extracted of one loader's images, on every rank, in their order."""
+    names = [name for name in batches[0] if name != "index"]
     columns = gather_unique(*(torch.cat([batch[name] for batch in batches]) for name in ("index", *names)))
     return dict(zip(names, columns[1:], strict=True))
+
+
+def _labelled(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the images that have a label."""
+    known = rows["label"] >= 0
+    return rows if known.all() else {name: column[known] for name, column in rows.items()}
+
+
+def _spaces(rows: dict[str, Tensor], whitening: Whitening | None) -> dict[str, Tensor]:
+    """Both spaces of a set: the embedding, whitened where that is scored, and the features of unit norm, in place."""
+    features = rows["features"]
+    whitened = torch.cat([whitening(some) for some in features.split(AT_ONCE)]) if whitening else rows["embedding"]
+    pooled = functional.normalize(features, dim=1, out=features)
+    return {"label": rows["label"], "embedding": whitened, "pooled": pooled}
+
+
+def _check(space: str, features: list[Tensor]) -> None:
+    if not all(some.isfinite().all() for some in features):
+        raise FloatingPointError(f"{space} features are not finite: lower optimizer.lr, or see the weights")

@@ -1,4 +1,4 @@
-"""Between epochs and before scores: what is made of all the training images, as the network sees them then."""
+"""Between epochs: what a method makes of all the training images, as the network sees them then."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from src.running.distributed import broadcast_buffers, gather_unique, of_rank_0
 
 
 class Refresh(pl.Callback):
-    """Calls the method's `on_epoch_start` and `order`, and hands what they say to the datamodule; fits the whitening.
+    """Calls the method's `on_epoch_start` and `order`, and hands what they say to the datamodule.
 
     Logs the time it takes as `train/refresh_s`, apart from training. What it draws depends on seed and epoch alone, so
     a resumed run goes on as the whole run would have. A checkpoint within an epoch has them both, since what follows
@@ -31,12 +31,6 @@ class Refresh(pl.Callback):
         self.companions: Tensor | None = None  # of the epoch that is being trained
         self.order: Tensor | None = None
         self.seconds = 0.0  # that its passes took, with all that the method made of them
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        module: Any = pl_module
-        if module.whitening:
-            features, _ = extract(trainer, module, "pooled", evaluated=True)
-            module.whitening.fit(features)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.fit_loop.restarted_mid_epoch:
@@ -84,10 +78,8 @@ class Refresh(pl.Callback):
 
 
 @torch.no_grad()
-def extract(
-    trainer: pl.Trainer, module: pl.LightningModule, kind: str, evaluated: bool = False
-) -> tuple[Tensor, Tensor]:
-    """One pass over the clean training images, shared among ranks, in eval mode: of the network, or as `evaluated`.
+def extract(trainer: pl.Trainer, module: pl.LightningModule, kind: str) -> tuple[Tensor, Tensor]:
+    """One pass of the network over the clean training images, shared among ranks, in eval mode.
 
     Returns:
         Features `(N, F)`, `unit`, `pooled` or `raw` (see `src.methods.base.Extract`), and unit-norm embeddings
@@ -110,7 +102,7 @@ def extract(
             trainer.precision_plugin.forward_context(),
             _before_last_relu(module.backbone if kind == "raw" else None) as before,
         ):
-            features, embeddings = (module.evaluated if evaluated else module)(batch["image"])  # type: ignore[operator]
+            features, embeddings = module(batch["image"])
         features = (before or [features])[-1].float()
         features = functional.normalize(features, dim=1) if kind == "unit" else features
         found.append((batch["index"], features, embeddings.float()))

@@ -50,9 +50,11 @@ class StoreDataModule(pl.LightningDataModule):
             from the last one on as many as one more size says, by default `image_size`.
 
     Attributes:
+        fits: whether a whitening is fitted, for which the evaluation is handed every training image.
         side: of the stored images, in pixels, where no option `size` says it; None: as large as the network sees them.
     """
 
+    fits = False
     side: int | None = None
 
     def __init__(
@@ -190,13 +192,13 @@ class StoreDataModule(pl.LightningDataModule):
         return self._loader(self._part("train", self.train_rows), self.eval_batch_size, shuffle=False)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """The queries, test and held-out images, and the gallery, clean training images, if asked for; all of them."""
+        """The queries, test and held-out images, and clean training images: the gallery if asked for; all if `fits`."""
         assert self.store is not None
         sets = [self._part("test", torch.arange(len(self.store.splits["test"])))]
         if self.validation is not None:
             sets.append(self._part("train", self.validation_rows))
-        if self.gallery:
-            sets.append(self._part("train", self.gallery_rows))
+        if self.fits or self.gallery:
+            sets.append(self._part("train", self.train_rows if self.fits else self.gallery_rows))
         return [self._loader(part, self.eval_batch_size, shuffle=False) for part in sets]
 
     def _part(self, name: str, rows: Tensor) -> BatchedSplit:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
+from src.backbones.whitening import Whitening
 from src.callbacks.evaluation import Evaluation
 from src.callbacks.history import History
 from src.callbacks.steps import Steps
@@ -20,19 +21,20 @@ from src.metrics.similarity import Similarity
 
 
 class Lookup(pl.LightningModule):
-    """Embeds each image as a fixed point that turns a little with every step."""
+    """Embeds each image as a fixed point; its features are all but the point's first number."""
 
-    def __init__(self) -> None:
+    def __init__(self, whitening: Whitening | None = None) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(()))
+        self.whitening = whitening
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         loss = self.weight * 1.0
         return {"loss": loss, "terms": {"loss": loss.detach(), "half": loss.detach() / 2}}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        embedding, pooled = normalize(batch["point"], dim=1), normalize(batch["point"][:, 1:], dim=1)
-        return {"index": batch["index"], "label": batch["label"], "embedding": embedding, "pooled": pooled}
+        found = {"index": batch["index"], "label": batch["label"], "features": batch["point"][:, 1:].clone()}
+        return found if self.whitening else found | {"embedding": normalize(batch["point"], dim=1)}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -175,12 +177,53 @@ def test_histograms_and_intervals_are_of_the_latest_test_images(tmp_path: Path) 
     assert alone.histograms == evaluation.histograms, "where nothing is held out too"
 
 
+@pytest.mark.parametrize("searched", [True, False])
+def test_a_whitening_is_fitted_to_all_training_images_and_those_with_a_label_are_searched(
+    tmp_path: Path, searched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    equalised: list[Any] = []
+    monkeypatch.setattr("src.callbacks.evaluation.broadcast_buffers", equalised.append)
+    query, training = split(23, 1), split(50, 0)
+    for batch in training:
+        batch["label"][::3] = -1
+    features, labels = torch.cat([batch["point"] for batch in training])[:, 1:], joined(training)[1]
+    known = labels >= 0
+    assert 0 < known.sum() < len(labels)
+    expected = Whitening(3, 2)
+    expected.fit(features)
+    whitened = {"query": expected(torch.cat([batch["point"] for batch in query])[:, 1:])}
+    if searched:
+        whitened["gallery"] = expected(features[known])
+        metric: Any = WeightedKNN(k=5)
+        metric.update(whitened["query"], joined(query)[1], whitened["gallery"], labels[known])
+    else:
+        metric = Retrieval((1,))
+        metric.update(whitened["query"], joined(query)[1])
+    name = next(iter(metric.scores()))
+    module, metrics = Lookup(Whitening(3, 2)), {"it": type(metric)(5) if searched else Retrieval((1,))}
+    for fits in (False, True):
+        evaluation = Evaluation(metrics, {}, "embedding", f"it/{name}", gallery=searched, fits=fits)
+        run = trainer(tmp_path, evaluation)
+        run.validate(module, [loader(query), loader(training)], verbose=False)
+        assert torch.allclose(module.whitening.weight, expected.weight) == fits  # type: ignore[union-attr]
+    assert equalised == [module.whitening], "several ranks score by one"
+    assert run.callback_metrics[f"it/{name}"] == pytest.approx(metric.compute()[name].item())
+    assert evaluation.sets.keys() == whitened.keys()
+    for which, embedding in whitened.items():
+        torch.testing.assert_close(evaluation.sets[which]["embedding"], embedding)
+        torch.testing.assert_close(evaluation.sets[which]["pooled"].norm(dim=1), torch.ones(len(embedding)))
+
+
 def test_features_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
-    query = split(23, 1)
+    query, training = split(23, 1), split(50, 0)
     query[1]["point"][3, 0] = torch.nan
     run = trainer(tmp_path, Evaluation({"knn": WeightedKNN(k=5)}, {}, "embedding", "knn/top1"))
     with pytest.raises(FloatingPointError, match="embedding features are not finite"):
-        run.validate(Lookup(), [loader(query), loader(split(50, 0))], verbose=False)
+        run.validate(Lookup(), [loader(query), loader(training)], verbose=False)
+    training[2]["point"][0, 3] = torch.nan  # and no whitening is made of them, nor an error of the linear algebra's
+    run = trainer(tmp_path, Evaluation({"knn": WeightedKNN(k=5)}, {}, "embedding", "knn/top1", fits=True))
+    with pytest.raises(FloatingPointError, match=r"^pooled features are not finite: lower optimizer.lr, or see the we"):
+        run.validate(Lookup(Whitening(3, 2)), [loader(query), loader(training)], verbose=False)
 
 
 def test_a_row_is_complete_with_all_final_scores_and_no_more() -> None:

@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Generator, Tensor, nn
@@ -12,7 +11,6 @@ from torch.nn.functional import normalize
 
 from src.backbones.head import Head
 from src.backbones.resnet import resnet18
-from src.backbones.whitening import Whitening
 from src.callbacks.refresh import Refresh, _before_last_relu
 from src.datamodules.base import StoreDataModule
 from src.methods.base import Extract, Method
@@ -67,11 +65,11 @@ class Views(pl.Callback):
         self.seen.append(batch["views"].clone())
 
 
-def make_module(method: Method, ema: float | None = None) -> EmbeddingModule:
+def make_module(method: Method) -> EmbeddingModule:
     network = resnet18(8)
     make_optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     head = Head(network.num_features, 8)
-    return EmbeddingModule(network, head, method, make_optimizer, MultiStep([], [], 0, "epochs"), seed=0, ema=ema)
+    return EmbeddingModule(network, head, method, make_optimizer, MultiStep([], [], 0, "epochs"), seed=0)
 
 
 def train(
@@ -164,44 +162,6 @@ def test_a_resumed_run_draws_what_the_whole_run_drew(tmp_path: Path) -> None:
     for (_, embeddings, index), (_, again, index_again) in zip(whole.steps[5:], rest.steps, strict=True):
         assert torch.equal(index, index_again)
         assert torch.equal(embeddings, again)
-
-
-@pytest.mark.parametrize("mirror", [False, True])
-def test_the_whitening_is_fitted_before_every_score_to_what_is_scored(tmp_path: Path, mirror: bool) -> None:
-    small_store(tmp_path / "store")
-    module = make_module(Pairs(), ema=0.5)
-    module.mirror = mirror
-    module.whitening = Whitening(module.head.linear.in_features, 5)
-    datamodule = StoreDataModule(**datamodule_options(tmp_path))
-    quiet: Any = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
-    trainer = pl.Trainer(callbacks=[Refresh(0)], **quiet)
-    fitted = []
-    for scale in (1, 3):
-        assert module.average is not None
-        module.average.backbone.get_parameter("stem.0.weight").data.mul_(scale).add_(0.1 * (scale - 1))
-        trainer.validate(module, datamodule, verbose=False)
-        assert datamodule.store is not None
-        images = datamodule.store.splits["train"].images.permute(0, 3, 1, 2).float()
-        expected = Whitening(module.whitening.weight.shape[1], 5)
-        with torch.no_grad():
-            network = module.average.backbone.eval()
-            features = (network(images) + network(images.flip(3))) / 2 if mirror else network(images)
-            expected.fit(features)
-        torch.testing.assert_close(module.whitening(features), expected(features), rtol=0, atol=1e-3)
-        fitted.append(module.whitening.weight.clone())
-    assert not torch.allclose(fitted[0], fitted[1], atol=1e-3)
-
-
-def test_nothing_is_made_of_features_that_are_not_finite(tmp_path: Path) -> None:
-    """Not even an error of the linear algebra's."""
-    small_store(tmp_path / "store")
-    module = make_module(Pairs())
-    module.whitening = Whitening(module.head.linear.in_features, 5)
-    module.backbone.get_parameter("stem.0.weight").data.fill_(float("nan"))
-    quiet: Any = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
-    trainer = pl.Trainer(callbacks=[Refresh(0)], **quiet)
-    with pytest.raises(FloatingPointError, match=r"^pooled features are not finite: lower optimizer.lr, or see the we"):
-        trainer.validate(module, StoreDataModule(**datamodule_options(tmp_path)), verbose=False)
 
 
 class Raw(Method):

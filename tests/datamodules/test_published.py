@@ -324,8 +324,11 @@ def test_stl10(tmp_path: Path, split: str) -> None:
     assert len(datamodule.train_labels) == len(train)
     assert datamodule.gallery_labels is not None
     assert datamodule.gallery_labels.tolist() == labels
-    _, gallery = datamodule.val_dataloader()
-    assert [label for batch in gallery for label in batch["label"].tolist()] == labels
+    for fits in (False, True):  # but a whitening is fitted to them too
+        datamodule.fits = fits
+        _, handed = datamodule.val_dataloader()
+        expected = found.splits["train"].labels.tolist() if fits else labels
+        assert [label for batch in handed for label in batch["label"].tolist()] == expected
     wrong = make(STL10, tmp_path, tmp_path / "other", **options | {"counts": counts | {"train": 7}})
     with pytest.raises(OSError, match=r"train_X.bin has 165,888 bytes, not 7 images"):
         wrong.prepare_data()
