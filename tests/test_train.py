@@ -42,7 +42,8 @@ def learned(folder: Path) -> list[dict[str, float]]:
 
 def test_training_beats_the_untrained_network_and_is_scored_again_the_same(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    done = run("src.train", "trainer.max_epochs=8", "callbacks.pictures.images=200", f"run_dir={folder}")
+    few = ("input.size=24", "callbacks.pictures.images=200", "trainer.max_epochs=8")
+    done = run("src.train", *few, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(folder)
     assert "W&B is offline; to upload this run: wandb sync" in done.stdout
@@ -189,26 +190,19 @@ def test_the_same_command_gives_the_same_numbers_and_another_seed_others(run: Ru
     assert learned(tmp_path / "a")[1]["train/loss"] != learned(tmp_path / "c")[1]["train/loss"]
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(run: Run, tmp_path: Path, cache: Path) -> None:
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(run: Run, begin: Begin, tmp_path: Path, cache: Path) -> None:
     arguments = [*QUIET, "trainer.max_epochs=4"]
     assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
 
     folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "src.train", *arguments, f"run_dir={folder}"]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"ISIF_CACHE": str(cache)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    started = begin("src.train", *arguments, f"run_dir={folder}", ISIF_CACHE=str(cache))
     deadline = time.monotonic() + 120
     while not (folder / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None
+        assert started.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    started.send_signal(signal.SIGKILL)
+    assert started.ended().returncode == -signal.SIGKILL
     assert not (folder / "results.json").exists()
 
     before = [(folder / name).read_bytes() for name in ("config.yaml", "overrides.json")]
@@ -229,6 +223,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(run: Run, tmp_path: Pat
     assert learned(folder) == learned(tmp_path / "whole")
 
 
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 @pytest.mark.parametrize(
     ("number", "status", "ranks"),
     [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGUSR1, 138, 1), (signal.SIGINT, 130, 2)],
@@ -242,8 +240,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     started = begin("src.train", *settings, ISIF_CACHE=str(cache))
     while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() and started.poll() is None:
         time.sleep(0.05)
-    pid = started.process.pid
-    children = [int(pid) for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    children = children_of(started.process.pid)
     started.send_signal(number)
     done = started.ended(60)
     assert done.returncode == status
@@ -259,31 +256,24 @@ def test_an_interrupted_run_says_how_to_go_on(
         time.sleep(0.05)
 
 
-def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, tmp_path: Path, cache: Path) -> None:
-    """A signal to the whole group of processes, as Slurm sends it: the ranks agree on the step, and rank 0 writes."""
+def test_two_ranks_go_on_within_an_epoch_to_the_bit(run: Run, begin: Begin, tmp_path: Path, cache: Path) -> None:
+    """A signal to each of the processes, as Slurm sends it: the ranks agree on the step, and rank 0 writes."""
     ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=8", "dataset.limit=640")
     arguments = [*QUICK, *ranks, "method.positives=nearest", "trainer.log_every_n_steps=1"]
     arguments += ["trainer.max_epochs=2", "logger=csv"]
     assert run("src.train", *arguments, f"run_dir={tmp_path / 'whole'}").returncode == 0
 
     folder = tmp_path / "ended"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "src.train", *arguments, f"run_dir={folder}"],
-        cwd=ROOT,
-        env=os.environ | {"ISIF_CACHE": str(cache)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    started = begin("src.train", *arguments, f"run_dir={folder}", ISIF_CACHE=str(cache))
     metrics = folder / "metrics.csv"
     while not metrics.exists() or "41" not in [row["step"] for row in csv.DictReader(metrics.open())]:
-        assert process.poll() is None
+        assert started.poll() is None
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 143
-    assert "Not finished" in output
+    for pid in (started.process.pid, *children_of(started.process.pid)):
+        os.kill(pid, signal.SIGTERM)
+    ended = started.ended(120)
+    assert ended.returncode == 143
+    assert "Not finished" in ended.stdout
     checkpoint = checkpoints.load(checkpoints.path_of(folder, "last"))
     assert checkpoints.describe(checkpoint).startswith("epoch 2, which is not whole yet"), "40 steps an epoch"
     scored = run("src.evaluate", f"run={folder}")
