@@ -14,8 +14,6 @@ from src.metrics.bootstrap import intervals
 from src.running.distributed import broadcast_buffers, gather_unique
 from src.scores import SPACES, VALIDATION
 
-AT_ONCE = 2**12  # features to whiten
-
 
 class Evaluation(pl.Callback):
     """Collects what the module extracts in a validation epoch, fits its whitening, and logs the scores of both spaces.
@@ -110,16 +108,14 @@ class Evaluation(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module: Any = pl_module
-        sets = [_collect(batches) for _, batches in sorted(self.extracted.items())]
-        self.extracted = {}
+        extracted = [batches for _, batches in sorted(self.extracted.items())]
+        self.extracted, first = {}, len(self.queries)
         if module.whitening and self.fits:
-            _check("pooled", [sets[-1]["features"]])
-            module.whitening.fit(sets[-1]["features"])
-            broadcast_buffers(module.whitening)
-        first = len(self.queries)
-        sets[first:] = [_labelled(rows) for rows in sets[first:] if self.gallery]
-        sets = [_spaces(rows, module.whitening) for rows in sets]
-        gallery = sets[first:]
+            _fit(module.whitening, extracted[-1])
+        if not self.gallery:
+            del extracted[first:]
+        sets = [_collect(batches, module.whitening) for batches in extracted]
+        sets[first:] = gallery = [_labelled(rows) for rows in sets[first:]]
         self.sets = dict(zip((*("query", "validation")[:first], "gallery"), sets, strict=False))
         final = trainer.state.fn == "validate" or trainer.current_epoch + 1 == trainer.max_epochs
         self.closed = final
@@ -150,9 +146,21 @@ class Evaluation(pl.Callback):
         self.closed = state_dict.get("closed", True)
 
 
-def _collect(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """All that was extracted of one loader's images, on every rank, in their order."""
-    names = [name for name in batches[0] if name != "index"]
+def _fit(whitening: Whitening, batches: list[dict[str, Tensor]]) -> None:
+    _, features = gather_unique(*(torch.cat([batch[name] for batch in batches]) for name in ("index", "features")))
+    _check("pooled", [features])
+    whitening.fit(features)
+    broadcast_buffers(whitening)
+
+
+def _collect(batches: list[dict[str, Tensor]], whitening: Whitening | None) -> dict[str, Tensor]:
+    """Labels and both spaces of one loader's images, in their order, on every rank; the batches' features go."""
+    for batch in batches:  # one at a time, as whoever embeds with the run does, or they would be rounded otherwise
+        features = batch.pop("features")
+        if whitening:
+            batch["embedding"] = whitening(features)
+        batch["pooled"] = functional.normalize(features, dim=1)
+    names = ("label", *SPACES)
     columns = gather_unique(*(torch.cat([batch[name] for batch in batches]) for name in ("index", *names)))
     return dict(zip(names, columns[1:], strict=True))
 
@@ -161,14 +169,6 @@ def _labelled(rows: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those of the images that have a label."""
     known = rows["label"] >= 0
     return rows if known.all() else {name: column[known] for name, column in rows.items()}
-
-
-def _spaces(rows: dict[str, Tensor], whitening: Whitening | None) -> dict[str, Tensor]:
-    """Both spaces of a set: the embedding, whitened where that is scored, and the features of unit norm, in place."""
-    features = rows["features"]
-    whitened = torch.cat([whitening(some) for some in features.split(AT_ONCE)]) if whitening else rows["embedding"]
-    pooled = functional.normalize(features, dim=1, out=features)
-    return {"label": rows["label"], "embedding": whitened, "pooled": pooled}
 
 
 def _check(space: str, features: list[Tensor]) -> None:
