@@ -31,23 +31,39 @@ def digits(trained: Path, cache: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("space", "precision", "mirror"),
-    [("embedding", "bf16-mixed", False), ("pooled", "32-true", False), ("embedding", "bf16-mixed", True)],
+    ("space", "precision", "mirror", "whitening"),
+    [
+        ("embedding", "bf16-mixed", False, None),
+        ("pooled", "32-true", False, None),
+        ("embedding", "bf16-mixed", True, 20),
+    ],
 )
 def test_it_has_the_vectors_of_the_evaluation_bit_for_bit(
-    trained: Path, cache: Path, digits: np.ndarray, tmp_path: Path, space: Any, precision: Any, mirror: bool
+    trained: Path,
+    cache: Path,
+    digits: np.ndarray,
+    tmp_path: Path,
+    space: Any,
+    precision: Any,
+    mirror: bool,
+    whitening: int | None,
 ) -> None:
     config = runs.load_config(trained)
-    config.mirror = mirror
-    run = with_config(trained, tmp_path / "run", config)
+    config.mirror, config.whitening = mirror, whitening
+    run = tmp_path / "run"
+    run.mkdir()
+    runs.begin(run, config)
     config.dataset.cache_dir = str(cache)
     datamodule, module, evaluation = assemble(config, ranks=1)
-    checkpoints.fill(module, checkpoints.load(checkpoints.path_of(trained, "last")))
+    checkpoint = checkpoints.load(checkpoints.path_of(trained, "last"))
+    checkpoint["state_dict"] = module.state_dict() | checkpoint["state_dict"]
+    checkpoints.fill(module, checkpoint)
     options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
         precision=precision, callbacks=[evaluation], enable_model_summary=False, enable_checkpointing=False, **options
     )
     trainer.validate(module, datamodule, verbose=False)
+    checkpoints.save(checkpoint | {"state_dict": module.state_dict()}, checkpoints.path_of(run, "last"))
     embed = load(run, space=space, accelerator="cpu", precision=precision)
     vectors = embed(digits)
     assert np.array_equal(vectors, evaluation.sets["query"][space].float().numpy())
