@@ -1,11 +1,11 @@
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,10 +91,9 @@ def _prepare_slowly(path: Path, log: Path) -> None:
     assert len(read_store(path).splits["train"]) == 4
 
 
-def test_two_processes_at_once_build_one_store(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+def test_three_processes_at_once_build_one_store(tmp_path: Path, forkserver: Any) -> None:
     arguments = (tmp_path / "store", tmp_path / "log")
-    processes = [context.Process(target=_prepare_slowly, args=arguments) for _ in range(3)]
+    processes = [forkserver.Process(target=_prepare_slowly, args=arguments) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
