@@ -1,7 +1,6 @@
 """How similar a query's nearest images of its own class are, and those of other classes (paper, section 4.4)."""
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -21,28 +20,31 @@ def nearest_by_class(
 ) -> tuple[Tensor, Tensor]:
     """The `k` largest cosine similarities of each query to images of its own class, and to those of other classes.
 
+    For several groupings of the images at once, L, which need the similarities of all pairs but once.
+
     Args:
         query: `(Q, D)`, unit norm.
-        query_labels: `(Q,)`.
+        query_labels: `(L, Q)`; -1: has no neighbours.
         gallery: `(G, D)`, unit norm.
-        gallery_labels: `(G,)`.
+        gallery_labels: `(L, G)`; -1: is no neighbour.
         k: neighbours of each kind; as many as there are where G is less.
         own: `(Q,)` the gallery row that is the query itself and does not count; None where there is none.
 
     Returns:
-        `same` and `other`, both `(Q, min(k, G))`, in any order; -inf in place of neighbours that there are not.
+        `same` and `other`, both `(L, Q, min(k, G))`, in any order; -inf in place of neighbours that there are not.
     """
     k = min(k, len(gallery))
-    same, other = [query.new_empty(0, k)], [query.new_empty(0, k)]
+    same, other = query.new_full((2, *query_labels.shape, k), -math.inf)
     for rows in torch.arange(len(query), device=query.device).split(queries_at_once(gallery, BLOCK)):
         similarity = products(gallery, query[rows]).clamp_(-1, 1)
         if own is not None:
             similarity.scatter_(0, own[rows].unsqueeze(0), -math.inf)
-        foreign = gallery_labels.unsqueeze(1) != query_labels[rows]
-        for found, left_out in ((same, foreign), (other, ~foreign)):
-            among = similarity.masked_fill(left_out, -math.inf)
-            found.append(among.gather(0, largest(among, k).T).T)
-    return torch.cat(same), torch.cat(other)
+        for grouping, (mine, theirs) in enumerate(zip(query_labels[:, rows], gallery_labels, strict=True)):
+            foreign, nobody = theirs.unsqueeze(1) != mine, (theirs.unsqueeze(1) < 0) | (mine < 0)
+            for found, left_out in ((same, foreign | nobody), (other, ~foreign | nobody)):
+                among = similarity.masked_fill(left_out, -math.inf)
+                found[grouping, rows] = among.gather(0, largest(among, k).T).T
+    return same, other
 
 
 def histograms(similarity: Tensor) -> Tensor:
@@ -125,7 +127,8 @@ class Similarity(Score):
     def check(self, query_labels: Tensor, gallery_labels: Tensor | None, query: str = "the test set") -> None:
         super().check(query_labels, gallery_labels, query)
         among = query_labels if gallery_labels is None else gallery_labels
-        for (grouping, labels), (_, others) in zip(self._grouped(query_labels), self._grouped(among), strict=True):
+        found = zip((CLASSES, *self.groups), self._grouped(query_labels), self._grouped(among), strict=True)
+        for grouping, labels, others in found:
             kept = labels[labels >= 0]
             sizes = others[others >= 0].bincount(minlength=int(labels.max()) + 1)
             same = sizes[kept] - int(gallery_labels is None)  # without the query itself
@@ -135,11 +138,9 @@ class Similarity(Score):
                     f"with ({grouping}): leave the metric out, or take more images"
                 )
 
-    def _grouped(self, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The groups of images with these labels `(N,)`, -1 where left out, by grouping."""
-        yield CLASSES, labels
-        for grouping, groups in self.groups.items():
-            yield grouping, groups.to(labels.device)[labels]
+    def _grouped(self, labels: Tensor) -> Tensor:
+        """The groups of images with these labels `(N,)`, -1 where left out, by each grouping: `(L, N)`."""
+        return torch.stack([labels, *(groups.to(labels.device)[labels] for groups in self.groups.values())])
 
     def update(
         self,
@@ -150,15 +151,12 @@ class Similarity(Score):
     ) -> None:
         """Search `query` `(Q, D)` in `gallery` `(G, D)`, or in itself; unit norm."""
         among = query if gallery is None else gallery
-        others = self._grouped(query_labels if gallery_labels is None else gallery_labels)
-        for (grouping, groups), (_, theirs) in zip(self._grouped(query_labels), others, strict=True):
-            rows, kept = ((numbers >= 0).nonzero().squeeze(1) for numbers in (groups, theirs))
-            own = torch.arange(len(rows), device=rows.device) if gallery is None else None
-            nearest = nearest_by_class(query[rows], groups[rows], among[kept], theirs[kept], self.neighbors, own)
-            both = torch.stack([part.new_full((len(query), part.shape[1]), -math.inf) for part in nearest])
-            both[:, rows] = torch.stack(nearest)
-            both[:, (both == -math.inf).all(2).any(0)] = -math.inf
-            self.found[grouping] = both[0], both[1]
+        own = torch.arange(len(query), device=query.device) if gallery is None else None
+        mine = self._grouped(query_labels)
+        theirs = mine if gallery_labels is None else self._grouped(gallery_labels)
+        nearest = torch.stack(nearest_by_class(query, mine, among, theirs, self.neighbors, own))
+        nearest[:, (nearest == -math.inf).all(3).any(0)] = -math.inf
+        self.found = {name: (same, other) for name, same, other in zip((CLASSES, *self.groups), *nearest, strict=True)}
 
     def resampled(self, counts: Tensor) -> dict[str, Tensor]:
         found = {}

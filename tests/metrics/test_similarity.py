@@ -59,11 +59,16 @@ def test_nearest_against_a_naive_loop(block: int, k: int, classes: int, monkeypa
     monkeypatch.setattr(similarity, "BLOCK", block)
     query, gallery = draw(30, classes, 0), draw(70, classes, 1)
     for alone, among, own in ((False, gallery, None), (True, query, torch.arange(30))):
-        found = nearest_by_class(*query, *among, k, own)
-        assert [part.shape for part in found] == [(30, min(k, len(among[0])))] * 2
-        for ours, theirs in zip(found, naive(query, among, k, alone), strict=True):
-            for row, expected in zip(finite(ours), theirs, strict=True):
-                assert row == pytest.approx(expected)
+        # A second grouping leaves the first class out.
+        some, others = ((points[labels > 0], labels[labels > 0]) for points, labels in (query, among))
+        mine, theirs = (torch.stack([labels, labels.where(labels > 0, -1)]) for labels in (query[1], among[1]))
+        found = nearest_by_class(query[0], mine, among[0], theirs, k, own)
+        expected = zip(naive(query, among, k, alone), naive(some, others, k, alone), strict=True)
+        for ours, (of_all, of_some) in zip(found, expected, strict=True):
+            assert ours.shape == (2, 30, min(k, len(among[0])))
+            assert finite(ours[0]) == [pytest.approx(row) for row in of_all]
+            assert finite(ours[1, query[1] > 0]) == [pytest.approx(row) for row in of_some]
+            assert not ours[1, query[1] == 0].isfinite().any()
 
 
 @pytest.mark.parametrize("alone", [False, True])
