@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-AT_ONCE = 2**15  # points in float64
+from src.vectors import neighbors
+
+AT_ONCE = 2**12  # points whose products are summed in their own precision
 TOLD = 1e-10  # of the largest variance: less is rounding
 
 
@@ -26,13 +28,15 @@ def shrunk_principal(points: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         dim: 1 to F.
     """
     count, features = points.shape
+    precision = torch.promote_types(points.dtype, torch.float32)
     mean = points.mean(0, dtype=torch.float64)
     few = count < features  # their products with each other then say as much as the covariance, and are fewer
     products = points.new_zeros(min(count, features), min(count, features), dtype=torch.float64)
     fourth = points.new_zeros((), dtype=torch.float64)
     for some in points.split(count if few else AT_ONCE):
         centred = some.double() - mean
-        products += (centred @ centred.T if few else centred.T @ centred) / count
+        each = centred if few else centred.T.to(precision)
+        products += neighbors.products(each, each) / count
         fourth += centred.square().sum(1).square().sum() / count
     variance, size = products.diagonal().sum() / features, products.square().sum()
     noise, uneven = (fourth - size) / count, size - features * variance.square()

@@ -39,6 +39,16 @@ def test_variances_are_shrunk_as_scikit_learn_does(
         torch.testing.assert_close(their_directions @ their_directions.T, torch.eye(dim).double(), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_points_in_their_own_precision(
+    digits: tuple[Tensor, Tensor], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.vectors.principal.AT_ONCE", 600)
+    points = digits[0].to(dtype)
+    (found, _), (expected, _) = shrunk_principal(points, 64), shrunk_principal(points.double(), 64)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("points", [torch.ones(1, 3), torch.ones(5, 3), torch.tensor([[1.0], [3.0]])])
 def test_what_has_no_directions_is_not_shrunk(points: Tensor) -> None:
     variances, directions = shrunk_principal(points, points.shape[1])
