@@ -107,16 +107,10 @@ class Evaluation(pl.Callback):
         self.extracted.setdefault(dataloader_idx, []).append(outputs)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        module: Any = pl_module
-        extracted = [batches for _, batches in sorted(self.extracted.items())]
-        self.extracted, first = {}, len(self.queries)
-        if module.whitening and self.fits:
-            _fit(module.whitening, extracted[-1])
-        if not self.gallery:
-            del extracted[first:]
-        sets = [_collect(batches, module.whitening) for batches in extracted]
-        sets[first:] = gallery = [_labelled(rows) for rows in sets[first:]]
-        self.sets = dict(zip((*("query", "validation")[:first], "gallery"), sets, strict=False))
+        whitening: Any = pl_module.whitening
+        sets = self._gather(whitening)
+        gallery = sets[len(self.queries) :]
+        self.sets = dict(zip((*("query", "validation")[: len(self.queries)], "gallery"), sets, strict=False))
         final = trainer.state.fn == "validate" or trainer.current_epoch + 1 == trainer.max_epochs
         self.closed = final
         if final:
@@ -137,6 +131,15 @@ class Evaluation(pl.Callback):
                         if which == "" and (histograms := metric.histograms()):
                             self.histograms[space] = histograms
                     metric.reset()
+
+    def _gather(self, whitening: Whitening | None) -> list[dict[str, Tensor]]:
+        """What was extracted of each query set and of the gallery, whitened; nothing else of it is held any longer."""
+        extracted = [batches for _, batches in sorted(self.extracted.items())]
+        self.extracted, first = {}, len(self.queries)
+        if whitening and self.fits:
+            _fit(whitening, extracted[-1])
+        sets = [_collect(batches, whitening) for batches in (extracted if self.gallery else extracted[:first])]
+        return [*sets[:first], *map(_labelled, sets[first:])]
 
     def state_dict(self) -> dict[str, Any]:
         return {"intervals": self.intervals, "histograms": self.histograms, "closed": self.closed}
