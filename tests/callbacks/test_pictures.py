@@ -371,6 +371,7 @@ class Linear(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(()))
+        self.whitening = None
         self.register_buffer("matrix", torch.randn(192, 6, generator=torch.Generator().manual_seed(0)))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -378,7 +379,7 @@ class Linear(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         found = normalize((batch["image"].contiguous().flatten(1) - 127) @ self.matrix, dim=1)  # type: ignore[operator]
-        return {"index": batch["index"], "label": batch["label"], "embedding": found, "pooled": -found}
+        return {"index": batch["index"], "label": batch["label"], "embedding": found, "features": -found}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
