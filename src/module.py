@@ -43,6 +43,12 @@ def find_callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
     return next((each for each in trainer.callbacks if isinstance(each, kind)), None)  # type: ignore[attr-defined]
 
 
+def check_finite(kind: str, *features: Tensor) -> None:
+    """Raise a FloatingPointError where features or embeddings of a `kind` are not finite: nothing is made of them."""
+    if not all(some.isfinite().all() for some in features):
+        raise FloatingPointError(f"{kind} features are not finite: lower optimizer.lr, or see the weights")
+
+
 def seed_device(device: torch.device, seed: int) -> None:
     """`torch.manual_seed` for the CPU and `device` alone: to prepare all other kinds takes most of a millisecond."""
     torch.default_generator.manual_seed(seed)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from src.backbones.whitening import Whitening
 from src.metrics.base import Score
 from src.metrics.bootstrap import intervals
+from src.module import check_finite
 from src.running.distributed import broadcast_buffers, gather_unique
 from src.scores import SPACES, VALIDATION
 
@@ -116,7 +117,7 @@ class Evaluation(pl.Callback):
         if final:
             self.intervals, self.histograms = {}, {}
         for space in SPACES:
-            _check(space, [rows[space] for rows in sets])
+            check_finite(space, *(rows[space] for rows in sets))
             for which, query in zip(self.queries, sets, strict=False):
                 tensors = [tensor for rows in (query, *gallery) for tensor in (rows[space], rows["label"])]
                 prefix = self.name(which, space)
@@ -150,8 +151,8 @@ class Evaluation(pl.Callback):
 
 
 def _fit(whitening: Whitening, batches: list[dict[str, Tensor]]) -> None:
-    _, features = gather_unique(*(torch.cat([batch[name] for batch in batches]) for name in ("index", "features")))
-    _check("pooled", [features])
+    (features,) = _columns(batches, "features")
+    check_finite("pooled", features)
     whitening.fit(features)
     broadcast_buffers(whitening)
 
@@ -164,16 +165,15 @@ def _collect(batches: list[dict[str, Tensor]], whitening: Whitening | None) -> d
             batch["embedding"] = whitening(features)
         batch["pooled"] = functional.normalize(features, dim=1)
     names = ("label", *SPACES)
-    columns = gather_unique(*(torch.cat([batch[name] for batch in batches]) for name in ("index", *names)))
-    return dict(zip(names, columns[1:], strict=True))
+    return dict(zip(names, _columns(batches, *names), strict=True))
+
+
+def _columns(batches: list[dict[str, Tensor]], *names: str) -> tuple[Tensor, ...]:
+    """What was extracted of one loader's images under these names, in their order, on every rank."""
+    return gather_unique(*(torch.cat([batch[name] for batch in batches]) for name in ("index", *names)))[1:]
 
 
 def _labelled(rows: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those of the images that have a label."""
     known = rows["label"] >= 0
     return rows if known.all() else {name: column[known] for name, column in rows.items()}
-
-
-def _check(space: str, features: list[Tensor]) -> None:
-    if not all(some.isfinite().all() for some in features):
-        raise FloatingPointError(f"{space} features are not finite: lower optimizer.lr, or see the weights")

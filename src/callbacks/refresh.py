@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from src.callbacks.progress import Progress
+from src.module import check_finite
 from src.running.distributed import broadcast_buffers, gather_unique, of_rank_0
 
 
@@ -109,8 +110,7 @@ def extract(trainer: pl.Trainer, module: pl.LightningModule, kind: str) -> tuple
     for part, was_training in zip(module.modules(), training, strict=True):
         part.training = was_training
     _, features, embeddings = gather_unique(*(torch.cat(column) for column in zip(*found, strict=True)))
-    if not features.isfinite().all():
-        raise FloatingPointError(f"{kind} features are not finite: lower optimizer.lr, or see the weights")
+    check_finite(kind, features)
     return features, embeddings
 
 
