@@ -40,10 +40,11 @@ def nearest_by_class(
         if own is not None:
             similarity.scatter_(0, own[rows].unsqueeze(0), -math.inf)
         for grouping, (mine, theirs) in enumerate(zip(query_labels[:, rows], gallery_labels, strict=True)):
-            foreign, nobody = theirs.unsqueeze(1) != mine, (theirs.unsqueeze(1) < 0) | (mine < 0)
-            for found, left_out in ((same, foreign | nobody), (other, ~foreign | nobody)):
+            foreign, nobody = theirs.unsqueeze(1) != mine, theirs.unsqueeze(1) < 0
+            for found, left_out in ((same, foreign), (other, ~foreign | nobody)):
                 among = similarity.masked_fill(left_out, -math.inf)
                 found[grouping, rows] = among.gather(0, largest(among, k).T).T
+    same[query_labels < 0] = other[query_labels < 0] = -math.inf
     return same, other
 
 
