@@ -183,7 +183,7 @@ def test_a_whitening_is_fitted_to_all_training_images_and_those_with_a_label_are
 ) -> None:
     equalised: list[Any] = []
     monkeypatch.setattr("src.callbacks.evaluation.broadcast_buffers", equalised.append)
-    query, training = split(23, 1), split(50, 0)
+    query, held_out, training = split(23, 1), split(31, 2), split(50, 0)
     for batch in training:
         batch["label"][::3] = -1
     features, labels = torch.cat([batch["point"] for batch in training])[:, 1:], joined(training)[1]
@@ -191,7 +191,8 @@ def test_a_whitening_is_fitted_to_all_training_images_and_those_with_a_label_are
     assert 0 < known.sum() < len(labels)
     expected = Whitening(3, 2)
     expected.fit(features)
-    whitened = {"query": expected(torch.cat([batch["point"] for batch in query])[:, 1:])}
+    queries = {"query": query, "validation": held_out}
+    whitened = {which: expected(torch.cat([batch["point"] for batch in of])[:, 1:]) for which, of in queries.items()}
     if searched:
         whitened["gallery"] = expected(features[known])
         metric: Any = WeightedKNN(k=5)
@@ -202,9 +203,9 @@ def test_a_whitening_is_fitted_to_all_training_images_and_those_with_a_label_are
     name = next(iter(metric.scores()))
     module, metrics = Lookup(Whitening(3, 2)), {"it": type(metric)(5) if searched else Retrieval((1,))}
     for fits in (False, True):
-        evaluation = Evaluation(metrics, {}, "embedding", f"it/{name}", gallery=searched, fits=fits)
+        evaluation = Evaluation(metrics, {}, "embedding", f"it/{name}", True, searched, fits)
         run = trainer(tmp_path, evaluation)
-        run.validate(module, [loader(query), loader(training)], verbose=False)
+        run.validate(module, [*map(loader, (query, held_out, training))], verbose=False)
         assert torch.allclose(module.whitening.weight, expected.weight) == fits  # type: ignore[union-attr]
     assert equalised == [module.whitening], "several ranks score by one"
     assert run.callback_metrics[f"it/{name}"] == pytest.approx(metric.compute()[name].item())
