@@ -144,6 +144,13 @@ def test_final_scores_and_intervals_are_of_the_first_and_the_last_epoch(tmp_path
     again = Evaluation({"knn": WeightedKNN(k=5)}, {}, "embedding", "knn/top1")
     again.load_state_dict(evaluation.state_dict())
     assert again.intervals == evaluation.intervals
+    assert again.is_complete(history.rows[-1])
+    evaluation.on_train_epoch_start(run, Lookup())
+    assert not evaluation.is_complete(history.rows[-1]), "the intervals are of an epoch before"
+    again.load_state_dict(evaluation.state_dict())
+    assert not again.is_complete(history.rows[-1]), "nor where it goes on"
+    again.load_state_dict({"intervals": {}, "histograms": {}})
+    assert again.is_complete(history.rows[-1]), "checkpoints did not always say"
 
 
 def test_histograms_and_intervals_are_of_the_latest_test_images(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from src.backbones.whitening import Whitening
 from src.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
 from src.callbacks.history import History
 from src.running import checkpoints, signals
@@ -56,6 +57,19 @@ class Begun(pl.Callback):
         self.epochs.append(trainer.current_epoch)
 
 
+def make_trainer(folder: Path, history: History, *others: pl.Callback, **options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[Checkpoints(folder, history, "knn/top1"), *others, history],
+        plugins=[WholeCheckpointIO()],
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
 def fit(
     folder: Path,
     scores: list[float | None],
@@ -66,17 +80,7 @@ def fit(
     **options: Any,
 ) -> Rows:
     history = Rows()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        callbacks=[Checkpoints(folder, history, "knn/top1"), Scores(scores), history, *others],
-        plugins=[WholeCheckpointIO()],
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=epochs,
-        **options,
-    )
+    trainer = make_trainer(folder, history, Scores(scores), *others, max_epochs=epochs, **options)
     trainer.fit(Lookup(), loader(split(images, 0)), ckpt_path=start, weights_only=True)
     return history
 
@@ -102,6 +106,33 @@ def test_last_previous_and_best(tmp_path: Path, scores: list[float | None], best
 def test_nothing_scored_has_no_best(tmp_path: Path) -> None:
     assert fit(tmp_path, [None, None], 2).best("knn/top1") is None
     assert kept(tmp_path) == {"last": 2, "previous": 1}
+
+
+def test_a_run_of_no_epochs_keeps_the_network_that_it_scored(tmp_path: Path) -> None:
+    history = Rows()
+    history.rows = [{"epoch": 0, "knn/top1": 1.0}]
+    make_trainer(tmp_path, history, max_epochs=0).fit(Lookup(), loader(split(20, 0)))
+    assert [path.stem for path in (tmp_path / "checkpoints").iterdir()] == ["last"]
+
+
+@pytest.mark.parametrize("whitened", [True, False])
+def test_the_whitening_of_a_last_epoch_that_is_scored_late_is_kept(tmp_path: Path, whitened: bool) -> None:
+    """Its checkpoint was written before."""
+    module = Lookup(Whitening(3, 2) if whitened else None)
+    trainer = make_trainer(tmp_path, Rows(), max_epochs=2)
+    trainer.fit(module, loader(split(20, 0)), loader(split(23, 1)))
+    last = checkpoints.path_of(tmp_path, "last")
+    trained, written = checkpoints.load(last), last.stat().st_mtime_ns
+    if module.whitening:
+        module.whitening.fit(torch.randn(50, 3))
+    trainer.validate(module, loader(split(23, 1)), verbose=False)
+    found = checkpoints.load(last)
+    assert (last.stat().st_mtime_ns != written) == whitened
+    assert found["global_step"] == trained["global_step"]
+    assert found["state_dict"].keys() == trained["state_dict"].keys()
+    changed = {name for name, value in found["state_dict"].items() if not value.equal(trained["state_dict"][name])}
+    assert changed == ({"whitening.weight", "whitening.bias"} if whitened else set())
+    assert all(found["state_dict"][name].equal(value) for name, value in module.state_dict().items())
 
 
 def test_killed_between_the_last_and_the_best(tmp_path: Path) -> None:
