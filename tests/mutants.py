@@ -78,7 +78,7 @@ SAME = {
 }
 FURNITURE = (
     *("Figure", "Rectangle", "axis", "grid", "legend", "savefig", "set", "set_major_locator"),
-    *("set_xlabel", "set_ylabel", "subplots", "suptitle"),
+    *("set_xlabel", "set_ylabel", "subplots", "subplots_adjust", "suptitle"),
 )
 SIZES = ("BLOCK", "CHUNK", "CANDIDATES", "SCORES", "WEIGHTS", "GROUP", "ROUNDS", "(ROWS, QUERIES)")
 

@@ -41,7 +41,6 @@ class Steps(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.start, self.images = time.perf_counter(), 0
         self.running = self.start
-        self.unread = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.on_train_start(trainer, pl_module)

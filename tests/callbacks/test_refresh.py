@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Generator, Tensor, nn
@@ -130,6 +131,17 @@ def test_features_are_clean_in_eval_mode_and_in_order(tmp_path: Path) -> None:
     module: Any = trainer.lightning_module
     assert all(part.training for part in module.modules()), "and training goes on in train mode"
     assert not method.features[0].requires_grad
+
+
+def test_features_that_are_not_finite_are_handed_to_no_method(tmp_path: Path) -> None:
+    class Broken(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            next(pl_module.backbone.parameters()).data[0] = torch.nan
+
+    method = Pairs()
+    with pytest.raises(FloatingPointError, match="unit features are not finite: lower optimizer.lr"):
+        train(tmp_path, method, 1, Broken())
+    assert not method.features
 
 
 def test_features_are_in_float32_whatever_the_network_computes_in(tmp_path: Path) -> None:
