@@ -139,7 +139,7 @@ def test_features_that_are_not_finite_are_handed_to_no_method(tmp_path: Path) ->
             next(pl_module.backbone.parameters()).data[0] = torch.nan
 
     method = Pairs()
-    with pytest.raises(FloatingPointError, match="unit features are not finite: lower optimizer.lr"):
+    with pytest.raises(FloatingPointError, match="unit features are not finite"):
         train(tmp_path, method, 1, Broken())
     assert not method.features
 
