@@ -80,7 +80,7 @@ FURNITURE = (
     *("Figure", "Rectangle", "axis", "grid", "legend", "savefig", "set", "set_major_locator"),
     *("set_xlabel", "set_ylabel", "subplots", "subplots_adjust", "suptitle"),
 )
-SIZES = ("BLOCK", "CHUNK", "CANDIDATES", "SCORES", "WEIGHTS", "GROUP", "ROUNDS", "(ROWS, QUERIES)")
+SIZES = ("BLOCK", "CHUNK", "CANDIDATES", "SCORES", "WEIGHTS", "GROUP", "ROUNDS", "(ROWS, QUERIES)", "AT_ONCE")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def nearest_by_class(
         `same` and `other`, both `(L, Q, min(k, G))`, in any order; -inf in place of neighbours that there are not.
     """
     k = min(k, len(gallery))
-    same, other = query.new_full((2, *query_labels.shape, k), -math.inf)
+    same, other = query.new_empty(2, *query_labels.shape, k)
     for rows in torch.arange(len(query), device=query.device).split(queries_at_once(gallery, BLOCK)):
         similarity = products(gallery, query[rows]).clamp_(-1, 1)
         if own is not None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import repeat
 
 import torch
 from torch import Generator, Tensor
@@ -125,7 +126,7 @@ def in_parts(
     find: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]], query: Tensor, own: Tensor | None, at_once: int
 ) -> tuple[Tensor, Tensor]:
     """What `find` finds for the queries `(Q, D)` and their own rows `(Q,)`, if any, so many `at_once`."""
-    owns = [None] * -(-len(query) // at_once) if own is None else own.split(at_once)
+    owns = repeat(None) if own is None else own.split(at_once)
     values, rows = zip(*map(find, query.split(at_once), owns), strict=True)
     return torch.cat(values), torch.cat(rows)
 

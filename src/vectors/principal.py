@@ -34,7 +34,7 @@ def shrunk_principal(points: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     products = points.new_zeros(min(count, features), min(count, features), dtype=torch.float64)
     fourth = points.new_zeros((), dtype=torch.float64)
     for some in points.split(count if few else AT_ONCE):
-        centred = some.double() - mean
+        centred = some - mean
         each = centred if few else centred.T.to(precision)
         products += neighbors.products(each, each) / count
         fourth += centred.square().sum(1).square().sum() / count

@@ -39,6 +39,24 @@ def test_variances_are_shrunk_as_scikit_learn_does(
         torch.testing.assert_close(their_directions @ their_directions.T, torch.eye(dim).double(), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("count", [10, 1797])
+def test_neither_the_scale_nor_what_was_drawn_before_matters(digits: tuple[Tensor, Tensor], count: int) -> None:
+    points = digits[0][:count].double()
+    variances, directions = shrunk_principal(points, 64)
+    torch.rand(1)
+    scaled, others = shrunk_principal(points / 1024, 64)
+    assert torch.equal(scaled * 1024**2, variances)
+    assert torch.equal(others, directions)
+
+
+def test_what_varies_alike_is_shrunk_to_the_same_in_every_direction() -> None:
+    points = torch.diag(torch.tensor([1.0, 1.0, 1.01]).double())
+    points = torch.cat([points, -points])
+    theirs, share = ledoit_wolf(points.numpy())
+    assert share == 1
+    torch.testing.assert_close(shrunk_principal(points, 3)[0].diag(), torch.from_numpy(theirs), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_many_points_in_their_own_precision(
     digits: tuple[Tensor, Tensor], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
