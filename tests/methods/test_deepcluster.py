@@ -41,6 +41,7 @@ def test_whitening_is_scikit_learns(digits: tuple[Tensor, Tensor]) -> None:
     found = whiten(points, 20)
     signs = (found * expected).sum(0).sign()
     torch.testing.assert_close(found * signs, expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(whiten(points / 1024, 20), found), "at any scale"
 
 
 def test_directions_without_variance_do_not_explode() -> None:
