@@ -27,7 +27,7 @@ bench: $(READY) ## time the hot paths against a named peer, side by side
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[bench]'
 	@for script in $(filter-out benchmarks/__init__.py benchmarks/timing.py benchmarks/time_to_accuracy.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 
-mutants: $(READY) ## put faults into the code one at a time: at least 90% must make a test fail (two hours)
+mutants: $(READY) ## put faults into the code one at a time: at least 90% must make a test fail (90 minutes)
 	$(BIN)/python -m tests.mutants
 
 chaos: $(READY) ## kill real runs at random moments: they must end as if nothing had happened (an hour)
