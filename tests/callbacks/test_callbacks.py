@@ -59,11 +59,10 @@ def trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer
         logger=False,
         callbacks=list(callbacks),
         default_root_dir=folder,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        **options,
+        **{"enable_checkpointing": False, **options},
     )
 
 

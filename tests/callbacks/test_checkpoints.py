@@ -13,7 +13,7 @@ from src.backbones.whitening import Whitening
 from src.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
 from src.callbacks.history import History
 from src.running import checkpoints, signals
-from tests.callbacks.test_callbacks import Lookup, loader, split
+from tests.callbacks.test_callbacks import Lookup, loader, split, trainer
 
 
 class Scores(pl.Callback):
@@ -58,16 +58,8 @@ class Begun(pl.Callback):
 
 
 def make_trainer(folder: Path, history: History, *others: pl.Callback, **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        callbacks=[Checkpoints(folder, history, "knn/top1"), *others, history],
-        plugins=[WholeCheckpointIO()],
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
+    callbacks = [Checkpoints(folder, history, "knn/top1"), *others, history]
+    return trainer(folder, *callbacks, plugins=[WholeCheckpointIO()], enable_checkpointing=True, **options)
 
 
 def fit(
@@ -80,8 +72,8 @@ def fit(
     **options: Any,
 ) -> Rows:
     history = Rows()
-    trainer = make_trainer(folder, history, Scores(scores), *others, max_epochs=epochs, **options)
-    trainer.fit(Lookup(), loader(split(images, 0)), ckpt_path=start, weights_only=True)
+    run = make_trainer(folder, history, Scores(scores), *others, max_epochs=epochs, **options)
+    run.fit(Lookup(), loader(split(images, 0)), ckpt_path=start, weights_only=True)
     return history
 
 
@@ -119,13 +111,13 @@ def test_a_run_of_no_epochs_keeps_the_network_that_it_scored(tmp_path: Path) -> 
 def test_the_whitening_of_a_last_epoch_that_is_scored_late_is_kept(tmp_path: Path, whitened: bool) -> None:
     """Its checkpoint was written before."""
     module = Lookup(Whitening(3, 2) if whitened else None)
-    trainer = make_trainer(tmp_path, Rows(), max_epochs=2)
-    trainer.fit(module, loader(split(20, 0)), loader(split(23, 1)))
+    run = make_trainer(tmp_path, Rows(), max_epochs=2)
+    run.fit(module, loader(split(20, 0)), loader(split(23, 1)))
     last = checkpoints.path_of(tmp_path, "last")
     trained, written = checkpoints.load(last), last.stat().st_mtime_ns
     if module.whitening:
         module.whitening.fit(torch.randn(50, 3))
-    trainer.validate(module, loader(split(23, 1)), verbose=False)
+    run.validate(module, loader(split(23, 1)), verbose=False)
     found = checkpoints.load(last)
     assert (last.stat().st_mtime_ns != written) == whitened
     assert found["global_step"] == trained["global_step"]
