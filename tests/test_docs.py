@@ -29,3 +29,13 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
 def test_every_page_is_found_from_the_readme() -> None:
     linked = {name for name, _ in LINK.findall(PAGES[0].read_text())}
     assert {f"docs/{page.name}" for page in PAGES[1:]} <= linked
+
+
+def test_every_choice_is_named_in_the_readme() -> None:
+    """But for those of the callbacks and of a score's groupings, which docs/evaluation.md has."""
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", PAGES[0].read_text()))))
+    choices = [
+        path for path in (ROOT / "conf").glob("*/**/*.yaml") if path.parent.name not in ("callbacks", "groupings")
+    ]
+    assert len(choices) > 60
+    assert not [f"{path.parent.name}={path.stem}" for path in choices if path.stem not in named]
