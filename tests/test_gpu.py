@@ -98,11 +98,11 @@ def test_a_run_is_embedded_with_and_scored_again_on_either_device(run: Run, trai
     assert again.returncode == 0, again.stderr
 
 
-def points(count: int, classes: int) -> tuple[Tensor, Tensor]:
+def points(count: int, classes: int, noise: float = 0.8) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     label = torch.randint(classes, (count,), generator=generator)
     centres = torch.randn(classes, 32, generator=generator)
-    return normalize(centres[label] + 0.8 * torch.randn(count, 32, generator=generator), dim=1), label
+    return normalize(centres[label] + noise * torch.randn(count, 32, generator=generator), dim=1), label
 
 
 def test_searches_and_clusters_are_the_cpus() -> None:
@@ -116,9 +116,10 @@ def test_searches_and_clusters_are_the_cpus() -> None:
     assert kmeans(embeddings.cuda(), 50)[1] == pytest.approx(inertia, rel=0.02)
 
 
-@pytest.mark.parametrize("make", [Retrieval, lambda: Clustering(1, "arithmetic")])
+@pytest.mark.parametrize("make", [Retrieval, lambda: Clustering(3, "arithmetic")])
 def test_scores_are_the_cpus(make: Any) -> None:
-    embeddings, labels = points(2000, 20)
+    """Few clusters: from any start k-means ends nearly alike, within 0.7 of NMI; of twenty its ends are 5 apart."""
+    embeddings, labels = points(2000, 5, noise=1.6)
     here, there = make().cuda(), make()
     here.update(embeddings.cuda(), labels.cuda())
     there.update(embeddings, labels)

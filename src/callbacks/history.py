@@ -11,8 +11,9 @@ import pytorch_lightning as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from src.callbacks.drawing import COLORS
 from src.running import figures
-from src.scores import VALIDATION, is_aside
+from src.scores import VALIDATION, bare_of, is_aside
 
 Row = dict[str, float]
 
@@ -90,8 +91,8 @@ class History(pl.Callback):
 def draw_curves(rows: list[Row], path: Path) -> None:
     """Over epochs the scores of `rows`, those of held-out images, the loss and its terms, and what needs no labels.
 
-    A panel each, where there is something for it. Scores of the first and the last epoch alone have no curve. The file
-    is replaced whole.
+    A panel each, where there is something for it: a colour each score, its line dashed in the space that decides
+    nothing. Scores of the first and the last epoch alone have no curve. The file is replaced whole.
     """
     scored = [{name for name in row if not name.startswith("train/")} for row in rows]
     curved = set.intersection(*[names for names in scored if len(names) > 1] or [set()]) - {"epoch"}
@@ -106,21 +107,27 @@ def draw_curves(rows: list[Row], path: Path) -> None:
         "alignment, uniformity": shape - ranks | trained & {"train/alignment"},
         "effective rank": ranks,
     }
-    panels = [(label, sorted(names)) for label, names in choice.items() if names or label == "score (%)"]
+    panels = [
+        (label, sorted(names, key=lambda name: (bare_of(name), is_aside(name))))
+        for label, names in choice.items()
+        if names or label == "score (%)"
+    ]
     height = 3 * len(panels)  # inches
-    figure = Figure(figsize=(7, height), dpi=120)
+    figure = Figure(figsize=(9.5, height), dpi=120)
     # Placed by hand: a layout that measures every label would take as long as the drawing.
-    figure.subplots_adjust(0.11, 0.55 / height, 0.985, 1 - 0.1 / height, hspace=0.07)
+    figure.subplots_adjust(0.08, 0.55 / height, 0.69, 1 - 0.1 / height, hspace=0.07)
     column = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (label, curves) in zip(column, panels, strict=True):
+        colors: dict[str, str] = {}
         for name in curves:
+            color = colors.setdefault(bare_of(name), COLORS[len(colors) % len(COLORS)])
             points = [(row["epoch"], row[name]) for row in rows if name in row]
             line = "--" if is_aside(name) else "-"
-            axes.plot(*zip(*points, strict=True), line, marker=".", label=name)
+            axes.plot(*zip(*points, strict=True), line, marker=".", color=color, label=name)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         if curves:
-            axes.legend()
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize="small")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch (0: untrained)")
     figures.save(figure, path.with_suffix(""), ["png"])

@@ -114,6 +114,28 @@ def test_a_panel_for_each_kind_of_number(tmp_path: Path, monkeypatch: pytest.Mon
     }
 
 
+def test_a_score_has_one_color_and_is_dashed_where_it_decides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = ["clustering/NMI", "pooled/clustering/NMI", "retrieval/R@1", "pooled/retrieval/R@1"]
+    figure = drawn_by(tmp_path, monkeypatch, [{"epoch": 0} | dict.fromkeys(reversed(scores), 10.0)])
+    looks = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines]
+    assert panels(figure) == {"score (%)": scores}
+    assert [style for _, style in looks] == ["-", "--", "-", "--"]
+    (nmi, _), (other_nmi, _), (recall, _), (other_recall, _) = looks
+    assert nmi == other_nmi != recall == other_recall
+
+
+def test_the_key_stands_beside_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"epoch": 0, "knn/top1": 10.0, "validation/pooled/geometry/uniformity": -3.0}]
+    figure = drawn_by(tmp_path, monkeypatch, rows)
+    for axes in figure.axes:
+        key = axes.get_legend()
+        assert key is not None
+        assert axes.get_window_extent().x1 <= key.get_window_extent().x0
+        assert key.get_window_extent().x1 <= figure.bbox.x1, "whole, also the longest name"
+
+
 def test_a_single_score_has_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"epoch": 0, "knn/top1": 10.0}, {"epoch": 1, "knn/top1": 20.0}]
     (line,) = drawn_by(tmp_path, monkeypatch, rows).axes[0].lines
