@@ -84,6 +84,7 @@ def assemble(
         config.decay,
         config.ema,
         config.microbatch,
+        config.graph,
         make_whitening(backbone, config.whitening) if config.whitening else None,
         config.mirror,
     )

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 
 from src.backbones.average import Average
+from src.backbones.captured import Captured
 from src.backbones.head import Head
 from src.backbones.mirror import features_of
 from src.backbones.whitening import Whitening
@@ -69,6 +70,7 @@ class EmbeddingModule(pl.LightningModule):
         decay: whether weight decay shrinks all parameters, or only weights: not those of norms, nor biases.
         ema: at each step, what an average of the weights keeps of itself; that is evaluated then. None: no average.
         microbatch: views the network sees at once in training; the step is the same (`in_parts`). None: all of them.
+        graph: whether it trains by CUDA graphs (`Captured`), which leave the step the same.
         whitening: is evaluated in the head's place. None: the head is.
         mirror: whether the features that are evaluated are the mean of an image's and of its mirror image's.
 
@@ -88,6 +90,7 @@ class EmbeddingModule(pl.LightningModule):
         decay: Literal["all", "weights"] = "all",
         ema: float | None = None,
         microbatch: int | None = None,
+        graph: bool = False,
         whitening: Whitening | None = None,
         mirror: bool = False,
     ) -> None:
@@ -95,6 +98,7 @@ class EmbeddingModule(pl.LightningModule):
         self.backbone, self.head, self.method = backbone, head, method
         self.make_optimizer, self.schedule, self.decay = optimizer, schedule, decay
         self.seed, self.microbatch, self.whitening, self.mirror = seed, microbatch, whitening, mirror
+        self.captured = Captured(backbone) if graph else None
         self.average = None if ema is None else Average(backbone, head, ema)
         taught = method.teacher_decay
         self.teacher = None if taught is None else Average(backbone, head, taught, method.teacher_evaluates)
@@ -110,13 +114,16 @@ class EmbeddingModule(pl.LightningModule):
 
         The terms are the method's, and with two views an image their `alignment`, 0 to 4 (Wang and Isola, ICML 2020).
         """
+        views = batch["views"]
+        if self.captured:
+            self.captured.prepare(views)
         seed = self.seed * 1_000_003 + self.global_step
         seed_device(self.device, seed + 999_983 * self.global_rank)  # a network draws for its rank's images alone
-        features = in_parts(self.backbone, batch["views"], self.microbatch)
+        features = self.captured(views) if self.captured else in_parts(self.backbone, views, self.microbatch)
         embeddings = self.head(features) if self.method.unit_norm else self.head.project(features)
         given: dict[str, Any] = {}
         if self.teacher:
-            taught = self.teacher(batch["views"], self.method.unit_norm, self.microbatch)
+            taught = self.teacher(views, self.method.unit_norm, self.microbatch)
             given = {"features": features, "teacher": taught}
         seed_device(self.device, seed)  # and a method for all images: on every rank the same
         with torch.autocast(self.device.type, enabled=False):  # the loss takes its products in float32

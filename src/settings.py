@@ -39,6 +39,7 @@ TRAIN: Group = {
     "seed": Seed,
     "embedding_dim": Dimension,
     "compile": bool,
+    "graph": bool,
     "cache_dir": Text,
     "run_dir": Text,
     "sweep_dir": Text | None,

@@ -29,6 +29,7 @@ def main(config: DictConfig) -> float:
     settings.check(cli.settled(config))
     OmegaConf.resolve(config)
 
+    from src.backbones.captured import check_capturing
     from src.running import checkpoints, ranks, runs
     from src.running.hardware import count_ranks, select_accelerator, select_precision
 
@@ -45,6 +46,8 @@ def main(config: DictConfig) -> float:
     count = count_ranks(config.trainer.accelerator, config.trainer.devices)
     if count * config.trainer.num_nodes > 1 and "strategy" not in config.trainer:
         raise ValueError(f"trainer.devices={config.trainer.devices}: several ranks share what they see by trainer=ddp")
+    if config.graph:
+        check_capturing(config.trainer.accelerator, count * config.trainer.num_nodes, config.microbatch, config.compile)
     cluster = ranks.find_cluster(count, config.trainer.num_nodes)
     if cluster and not any(override.startswith("run_dir=") for override in launched.overrides.task):
         raise ValueError("run_dir: give all processes of the run the same one, run_dir=FOLDER")

@@ -58,7 +58,23 @@ def test_a_methods_first_epoch_is_the_cpus(run: Run, tmp_path: Path, method: str
 @pytest.mark.parametrize(
     "settings",
     [
+        EXACT,
+        ["trainer.precision=bf16-mixed"],
+        ["backbone=airbench", "dataset.view_milestones=[1]", "dataset.view_sizes=[24]"],
+        ["method=stml", "ema=0.9", "+trainer.accumulate_grad_batches=2"],
+    ],
+)
+def test_a_graph_changes_no_number(run: Run, tmp_path: Path, settings: list[str]) -> None:
+    """Also captured again for larger views, and beside networks that are not."""
+    plain = history(run, tmp_path / "plain", *settings, GPU)
+    assert history(run, tmp_path / "graph", *settings, GPU, "graph=true") == plain
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
         ["compile=true"],
+        ["optimizer.fused=true"],
         ["microbatch=50"],
         ["dataset.resident=never"],
         ["trainer=ddp", "trainer.devices=1"],

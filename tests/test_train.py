@@ -445,6 +445,16 @@ def test_several_ranks_ask_for_ddp(run: Run, tmp_path: Path) -> None:
     assert done.stderr == "error: trainer.devices=2: several ranks share what they see by trainer=ddp\n"
 
 
+def test_a_graph_asks_for_one_gpu(run: Run, tmp_path: Path) -> None:
+    done = run("src.train", *QUIET, "graph=true", "trainer.accelerator=cpu", "microbatch=8", f"run_dir={tmp_path}/run")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: graph=true replays a whole network on one GPU: it does not go with trainer.accelerator=cpu, "
+        "microbatch=8\n"
+    )
+    assert not (tmp_path / "run" / "config.yaml").exists(), "said before the run begins"
+
+
 def test_a_mistake_on_two_ranks_ends_in_one_message(run: Run, tmp_path: Path) -> None:
     ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dataset.batch_size=200")
     done = run("src.train", *QUIET, *ranks, f"run_dir={tmp_path / 'run'}")

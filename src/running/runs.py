@@ -24,10 +24,18 @@ from src.running.cli import as_text
 CACHES = ("cache_dir", "dataset.cache_dir", "backbone.cache_dir")
 ASIDE = ("run_dir", "sweep_dir", *CACHES, "logger", "trainer.enable_progress_bar")
 # What may change when a run goes on: none of it alters what an epoch learns.
-FREE = (*ASIDE, "trainer.max_epochs", "callbacks.pictures")
+FREE = (*ASIDE, "trainer.max_epochs", "callbacks.pictures", "graph")
 # What settings that came later were before, by group; of backbones by what is made.
 LATER: dict[str, dict[str, Any]] = {
-    "": {"head": {}, "decay": "all", "ema": None, "microbatch": None, "whitening": None, "mirror": False},
+    "": {
+        "head": {},
+        "decay": "all",
+        "ema": None,
+        "microbatch": None,
+        "whitening": None,
+        "mirror": False,
+        "graph": False,
+    },
     "head": {"hidden": [], "orthogonal": False},
     "dataset": {"view_milestones": [], "view_sizes": []},
     "recipe": {"pool": "average"},
