@@ -70,7 +70,7 @@ class EmbeddingModule(pl.LightningModule):
         decay: whether weight decay shrinks all parameters, or only weights: not those of norms, nor biases.
         ema: at each step, what an average of the weights keeps of itself; that is evaluated then. None: no average.
         microbatch: views the network sees at once in training; the step is the same (`in_parts`). None: all of them.
-        graph: whether it trains by CUDA graphs (`Captured`), which leave the step the same.
+        graph: whether it trains by CUDA graphs (`Captured`); the step is the same.
         whitening: is evaluated in the head's place. None: the head is.
         mirror: whether the features that are evaluated are the mean of an image's and of its mirror image's.
 

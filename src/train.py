@@ -47,7 +47,8 @@ def main(config: DictConfig) -> float:
     if count * config.trainer.num_nodes > 1 and "strategy" not in config.trainer:
         raise ValueError(f"trainer.devices={config.trainer.devices}: several ranks share what they see by trainer=ddp")
     if config.graph:
-        check_capturing(config.trainer.accelerator, count * config.trainer.num_nodes, config.microbatch, config.compile)
+        ddp, accumulated = "strategy" in config.trainer, config.trainer.get("accumulate_grad_batches", 1)
+        check_capturing(config.trainer.accelerator, ddp, accumulated, config.microbatch, config.compile)
     cluster = ranks.find_cluster(count, config.trainer.num_nodes)
     if cluster and not any(override.startswith("run_dir=") for override in launched.overrides.task):
         raise ValueError("run_dir: give all processes of the run the same one, run_dir=FOLDER")

@@ -61,13 +61,21 @@ def test_a_methods_first_epoch_is_the_cpus(run: Run, tmp_path: Path, method: str
         EXACT,
         ["trainer.precision=bf16-mixed"],
         ["backbone=airbench", "dataset.view_milestones=[1]", "dataset.view_sizes=[24]"],
-        ["method=stml", "ema=0.9", "+trainer.accumulate_grad_batches=2"],
+        ["trainer.precision=16-mixed"],
+        ["method=deepcluster", "method.clusters=10", "method.pca=16"],
+        ["method=stml", "ema=0.9"],
     ],
 )
 def test_a_graph_changes_no_number(run: Run, tmp_path: Path, settings: list[str]) -> None:
-    """Also captured again for larger views, and beside networks that are not."""
+    """Also captured again for larger views, beside networks that are not, and between looks at all the images."""
     plain = history(run, tmp_path / "plain", *settings, GPU)
     assert history(run, tmp_path / "graph", *settings, GPU, "graph=true") == plain
+
+
+def test_a_run_goes_on_with_a_graph(run: Run, tmp_path: Path) -> None:
+    whole = history(run, tmp_path / "whole", GPU)
+    history(run, tmp_path / "legs", GPU, "trainer.max_epochs=1")
+    assert history(run, tmp_path / "legs", GPU, "graph=true") == whole
 
 
 @pytest.mark.parametrize(
@@ -82,7 +90,7 @@ def test_a_graph_changes_no_number(run: Run, tmp_path: Path, settings: list[str]
     ],
 )
 def test_an_option_changes_no_loss(run: Run, tmp_path: Path, settings: list[str]) -> None:
-    """Compiled, in parts, with images in the host's memory, as one rank of many, averaged."""
+    """Compiled, all weights stepped at once, in parts, images in the host's memory, as one rank of many, averaged."""
     chosen = [*EXACT, *(["head=mlp", "head.hidden=[32]"] if "head=mlp" in settings else []), GPU]
     plain = history(run, tmp_path / "plain", *chosen)
     other = history(run, tmp_path / "other", *EXACT, *settings, GPU)

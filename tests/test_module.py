@@ -22,6 +22,7 @@ from src.methods.invariant_spreading import InvariantSpreading, invariant_spread
 from src.methods.simclr import SimCLR
 from src.module import EmbeddingModule, may_wait, seed_device
 from src.schedules import MultiStep
+from tests.backbones.test_captured import capture
 
 
 @pytest.fixture(autouse=True)
@@ -295,6 +296,24 @@ def test_in_parts_no_part_counts_twice_and_each_draws_what_it_drew() -> None:
         torch.testing.assert_close(buffer, expected, msg=name)
     norms = [part.momentum for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
     assert norms == [0.1], "and it goes on as before"
+
+
+def test_captured_the_network_learns_what_it_learns_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where capturing draws and changes running statistics (`capture`)."""
+    captured: list[nn.Module] = []
+
+    def counted(network: nn.Module, *arguments: Any, **options: Any) -> Any:
+        captured.append(network)
+        return capture(network, *arguments, **options)
+
+    monkeypatch.setattr("torch.cuda.make_graphed_callables", counted)
+    plain, graph = make(method=BYOL(4, 0.9)), make(method=BYOL(4, 0.9), graph=True)
+    for module in (plain, graph):
+        fit(module, epochs=2, batches=3)
+    assert len(captured) == 1
+    assert graph.state_dict().keys() == plain.state_dict().keys()
+    for name, weight in graph.state_dict().items():
+        assert torch.equal(weight, plain.state_dict()[name]), name
 
 
 def test_a_teacher_sees_as_many_views_at_once_as_the_network() -> None:

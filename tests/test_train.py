@@ -449,7 +449,7 @@ def test_a_graph_asks_for_one_gpu(run: Run, tmp_path: Path) -> None:
     done = run("src.train", *QUIET, "graph=true", "trainer.accelerator=cpu", "microbatch=8", f"run_dir={tmp_path}/run")
     assert done.returncode == 1
     assert done.stderr == (
-        "error: graph=true replays a whole network on one GPU: it does not go with trainer.accelerator=cpu, "
+        "error: graph=true replays a whole step's network on one GPU: it does not go with trainer.accelerator=cpu, "
         "microbatch=8\n"
     )
     assert not (tmp_path / "run" / "config.yaml").exists(), "said before the run begins"

@@ -100,6 +100,7 @@ def settle() -> None:
     warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # a teacher
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # CUDA graphs' own; autograd orders them
     # glibc returns large blocks to the system at once, and the next step's page faults then take 7% of its time.
     _tune_malloc(M_MMAP_MAX, 0)
     _tune_malloc(M_TRIM_THRESHOLD, -1)

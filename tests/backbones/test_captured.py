@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from src.backbones.captured import Captured, check_capturing
 
-GOES = {"accelerator": "gpu", "ranks": 1, "microbatch": None, "compiled": False}
+GOES: dict[str, Any] = {"accelerator": "gpu", "ddp": False, "accumulated": 1, "microbatch": None, "compiled": False}
 
 
 def capture(network: nn.Module, images: tuple[Tensor], allow_unused_input: bool) -> Callable[[Tensor], Tensor]:
@@ -21,7 +21,7 @@ def capture(network: nn.Module, images: tuple[Tensor], allow_unused_input: bool)
         made = network(*images).detach()
 
     def replay(fresh: Tensor) -> Tensor:
-        return made.copy_(network(images[0].copy_(fresh)))
+        return made.detach().copy_(network(images[0].copy_(fresh)))
 
     return replay
 
@@ -79,12 +79,32 @@ def test_it_is_no_part_of_a_checkpoint(captured: Captured) -> None:
     assert "forward" not in vars(captured.network)
 
 
+def test_weights_elsewhere_are_captured_again(captured: Captured) -> None:
+    images = torch.randn(4, 3, 8, 8)
+    captured.prepare(images)
+    before = captured._replay
+    captured.prepare(images)
+    assert captured._replay is before
+    kept = [parameter.data for parameter in captured.network.parameters()]
+    for parameter in captured.network.parameters():
+        parameter.data = parameter.data.clone()
+    captured.prepare(images)
+    assert captured._replay is not before
+    assert len(kept) == 4, "still there, so that no clone has the place of one"
+
+
 def test_what_a_graph_does_not_go_with() -> None:
-    check_capturing(**GOES)  # type: ignore[arg-type]
-    other = {"accelerator": "cpu", "ranks": 2, "microbatch": 64, "compiled": True}
-    named = ["trainer.accelerator=cpu", "2 ranks", "microbatch=64", "compile=true"]
+    check_capturing(**GOES)
+    other: dict[str, Any] = {"accelerator": "cpu", "ddp": True, "accumulated": 2, "microbatch": 64, "compiled": True}
+    named = [
+        "trainer.accelerator=cpu",
+        "trainer=ddp",
+        "trainer.accumulate_grad_batches=2",
+        "microbatch=64",
+        "compile=true",
+    ]
     for (setting, value), name in zip(other.items(), named, strict=True):
         with pytest.raises(ValueError, match=f"graph=true .* does not go with {name}$"):
-            check_capturing(**GOES | {setting: value})  # type: ignore[arg-type]
+            check_capturing(**GOES | {setting: value})
     with pytest.raises(ValueError, match=", ".join(named)):
-        check_capturing(**other)  # type: ignore[arg-type]
+        check_capturing(**other)
