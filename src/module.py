@@ -159,9 +159,10 @@ class EmbeddingModule(pl.LightningModule):
         return found if self.whitening else found | {"embedding": network.head(features)}
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.parameter_groups())
-        steps = self._steps_per_epoch()
-        rate = LambdaLR(optimizer, lambda step: self.schedule(step, steps))
+        groups, steps = self.parameter_groups(), self._steps_per_epoch()
+        rates = [(lambda step: 1.0) if "lr" in group else (lambda step: self.schedule(step, steps)) for group in groups]
+        optimizer = self.make_optimizer(groups)
+        rate = LambdaLR(optimizer, rates)
         return [optimizer], [{"scheduler": rate, "interval": "step"}]
 
     def parameter_groups(self) -> list[dict[str, Any]]:

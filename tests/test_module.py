@@ -534,20 +534,26 @@ def test_a_whitening_is_given_the_features_of_image_and_mirror_image(ema: float 
         ((0,), (3,), (3,)),
     ],
 )
-@pytest.mark.parametrize("batches", [1, 3])
+@pytest.mark.parametrize(("batches", "options", "own", "scheduled"), [(1, {"lr": 0.2}, 0.2, False), (3, {}, 0.5, True)])
 def test_schedule(
-    milestones: tuple[int, ...], factors: tuple[float, ...], shares: tuple[float, ...], batches: int
+    milestones: tuple[int, ...],
+    factors: tuple[float, ...],
+    shares: tuple[float, ...],
+    batches: int,
+    options: dict[str, float],
+    own: float,
+    scheduled: bool,
 ) -> None:
-    """At every step of every epoch, of the network's rate and of the method's own."""
+    """At every step of every epoch, of the network's rate and the method's, but of one that it names itself."""
     rates = []
 
     class Rates(pl.Callback):
         def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
             rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
-    module = make(milestones, factors, method=Watched(options={"lr": 0.2}))
+    module = make(milestones, factors, method=Watched(options=options))
     fit(module, Rates(), epochs=len(shares), batches=batches)
-    expected = [[0.5 * share, 0.2 * share] for share in shares for _ in range(batches)]
+    expected = [[0.5 * share, own * (share if scheduled else 1)] for share in shares for _ in range(batches)]
     assert [rate for pair in rates for rate in pair] == pytest.approx([rate for pair in expected for rate in pair])
 
 

@@ -48,7 +48,7 @@ class Method(nn.Module):
         restarts: its parameters start anew in every epoch, and so does what the optimizer remembers of them.
         unit_norm: whether a step's embeddings have unit norm; otherwise they are as the head's linear layer leaves
             them.
-        optimizer_options: of its own parameters, where they differ from the network's.
+        optimizer_options: of its own parameters, where they differ from the network's; an `lr` then stays as it is.
         teacher_decay: where it learns from a teacher too, how slowly that follows the network: after each step the
             teacher's weights are `teacher_decay` of themselves and the rest of the network's. See `TaughtMethod`.
         teacher_evaluates: whether the teacher's batch norm takes its running statistics instead of a batch's.

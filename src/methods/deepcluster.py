@@ -57,7 +57,7 @@ class DeepCluster(Method):
             has one to leave out), or `pooled`, of unit norm.
         classifier: `linear`, weights and biases over the head's output of any norm, or `cosine`, of unit norm both.
         temperature: of the cosine classifier.
-        lr, weight_decay: of the classifier, without momentum; None, as the network's.
+        lr, weight_decay: of the classifier, without momentum; None, as the network's. A rate of its own stays.
     """
 
     views = 1

@@ -89,7 +89,9 @@ class Mined:
     is_negative: Tensor
 
 
-def mine(features: Tensor, anchors: str, k: int, negative_k: int, graph_k: int, power: float, alpha: float) -> Mined:
+def mine(
+    features: Tensor, anchors: str, k: int, negative_k: int, pool: int | None, graph_k: int, power: float, alpha: float
+) -> Mined:
     """Find anchors with their hard positives and negatives; an anchor that lacks either is left out.
 
     Args:
@@ -97,6 +99,7 @@ def mine(features: Tensor, anchors: str, k: int, negative_k: int, graph_k: int, 
         anchors: `all` images, or the `modes` of the graph.
         k, negative_k: how many nearest, in space and on the manifold, are compared for the positives and for the
             negatives; N is larger.
+        pool: how many of an anchor's hard negatives are kept, the nearest in space; None: all.
         graph_k, power, alpha: of `neighbor_graph` and `diffuse`.
     """
     graph = neighbor_graph(features, graph_k, power)
@@ -110,6 +113,8 @@ def mine(features: Tensor, anchors: str, k: int, negative_k: int, graph_k: int, 
         is_positive = walked[:, :k] & ~_among(reached[:, :k], near[:, :k])
         on_manifold = reached[:, :negative_k].where(walked[:, :negative_k], -1)
         is_negative = ~_among(near[:, :negative_k], on_manifold)
+        if pool:
+            is_negative &= is_negative.cumsum(1) <= pool
         useful = is_positive.any(1) & is_negative.any(1)
         columns = own, reached[:, :k], is_positive, value[:, :k], near[:, :negative_k], is_negative
         parts.append([column[useful] for column in columns])
@@ -172,7 +177,7 @@ class MiningOnManifolds(Method):
 
     Args:
         loss, margin: of `mom_loss`.
-        anchors, k, negative_k, graph_k, power, alpha: of `mine`.
+        anchors, k, negative_k, pool, graph_k, power, alpha: of `mine`.
         weighted: each triplet weighs its positive's similarity on the manifold.
         hardest: negatives are drawn from so many of an anchor's, the nearest in the embedding before the epoch; None
             draws from all of them.
@@ -189,6 +194,7 @@ class MiningOnManifolds(Method):
         anchors: Literal["all", "modes"],
         k: Count,
         negative_k: Count,
+        pool: Count | None,
         graph_k: Count,
         power: NonNegative,
         alpha: Share,
@@ -198,7 +204,7 @@ class MiningOnManifolds(Method):
     ) -> None:
         super().__init__()
         self.loss, self.margin, self.anchors, self.k, self.negative_k = loss, margin, anchors, k, negative_k
-        self.graph_k, self.power, self.alpha = graph_k, power, alpha
+        self.pool, self.graph_k, self.power, self.alpha = pool, graph_k, power, alpha
         self.weighted, self.hardest, self.remine = weighted, hardest, remine
         self.mined: Mined | None = None
 
@@ -230,7 +236,7 @@ class MiningOnManifolds(Method):
         return triplets
 
     def _mine(self, features: Tensor) -> Mined:
-        mined = mine(features, self.anchors, self.k, self.negative_k, self.graph_k, self.power, self.alpha)
+        mined = mine(features, self.anchors, self.k, self.negative_k, self.pool, self.graph_k, self.power, self.alpha)
         if not len(mined.anchors):
             raise ValueError("method=mom found no hard positives and negatives: change method.k or method.graph_k")
         return Mined(*(column.cpu() for column in vars(mined).values()))

@@ -25,7 +25,7 @@ CACHES = ("cache_dir", "dataset.cache_dir", "backbone.cache_dir")
 ASIDE = ("run_dir", "sweep_dir", *CACHES, "logger", "trainer.enable_progress_bar")
 # What may change when a run goes on: none of it alters what an epoch learns.
 FREE = (*ASIDE, "trainer.max_epochs", "callbacks.pictures", "graph")
-# What settings that came later were before, by group; of backbones by what is made.
+# What settings that came later were before, by group; of networks and methods by what is made.
 LATER: dict[str, dict[str, Any]] = {
     "": {
         "head": {},
@@ -44,6 +44,7 @@ LATER: dict[str, dict[str, Any]] = {
 LATER_OF: dict[str, dict[str, Any]] = {
     "src.backbones.resnet.": {"stride": 1},
     "src.backbones.inception.": {"pool": "average"},
+    "src.methods.mom.": {"pool": None},
 }
 LOCK, HOLDER, PROGRESS, OVERRIDES = ".lock", ".holder", "progress.json", "overrides.json"
 STOP = "stop"  # a file that ends a run after its epoch
@@ -203,13 +204,12 @@ def load_config(folder: Path) -> DictConfig:
 
 def bring_up_to_date(plain: dict[str, Any]) -> None:
     """Say in the config of a run of an earlier version what it did by default."""
-    backbone = plain.get("backbone")
-    target = str(backbone.get("_target_")) if isinstance(backbone, dict) else ""
-    of_backbone: dict[str, Any] = next((more for name, more in LATER_OF.items() if target.startswith(name)), {})
-    for group, more in {**LATER, "backbone": of_backbone}.items():
+    for group, more in (*LATER.items(), ("backbone", {}), ("method", {})):
         node: Any = plain.get(group) if group else plain
         if isinstance(node, dict):
-            node |= {**deepcopy(more), **node}
+            target = str(node.get("_target_"))
+            own: dict[str, Any] = next((each for name, each in LATER_OF.items() if target.startswith(name)), {})
+            node |= {**deepcopy(more), **own, **node}
     schedule, recipe = plain.get("schedule"), plain.get("recipe")
     if isinstance(schedule, dict) and isinstance(recipe, dict) and schedule.keys() == {"milestones", "factors"}:
         recipe |= {"lr": 1.0, **schedule}

@@ -90,32 +90,41 @@ def two_arcs() -> tuple[Tensor, Tensor]:
     return points, torch.arange(120) // 60
 
 
-@pytest.mark.parametrize(("anchors", "negative_k"), [("modes", 20), ("all", 12), ("all", 30), ("all", 75)])
-def test_mining_agrees_with_a_loop(anchors: str, negative_k: int) -> None:
-    """Sets of neighbours, an anchor at a time: positives NN_m(k) less NN_e(k), negatives NN_e(l) less NN_m(l)."""
+@pytest.mark.parametrize(
+    ("anchors", "negative_k", "pool"), [("modes", 20, None), ("all", 12, None), ("all", 30, 5), ("all", 75, 20)]
+)
+def test_mining_agrees_with_a_loop(anchors: str, negative_k: int, pool: int | None) -> None:
+    """Sets of neighbours, an anchor at a time: positives NN_m(k) less NN_e(k), negatives NN_e(l) less NN_m(l), of these
+    the nearest in space.
+    """
     points = torch.nn.functional.normalize(two_arcs()[0] + 1e-3 * unit(120, 3), dim=1)  # no two distances are equal
-    mined = mine(points, anchors, k=20, negative_k=negative_k, graph_k=4, power=3, alpha=0.99)
+    mined = mine(points, anchors, k=20, negative_k=negative_k, pool=pool, graph_k=4, power=3, alpha=0.99)
     graph = neighbor_graph(points, 4, 3)
     found = {int(anchor): row for row, anchor in enumerate(mined.anchors)}
     assert set(found) <= set(find_anchors(graph).tolist() if anchors == "modes" else range(120))
     assert len(found) > (5 if anchors == "modes" else 60)
+    left_out = 0
     for anchor in range(120) if anchors == "all" else found:
         manifold = diffuse(graph, torch.tensor([anchor]), 0.99)[0]
         others = [i for i in range(120) if i != anchor]
         in_space = sorted(others, key=lambda i: -float(points[anchor] @ points[i]))
         along = sorted((i for i in others if manifold[i] > 0), key=lambda i: -float(manifold[i]))
-        positive, negative = set(along[:20]) - set(in_space[:20]), set(in_space[:negative_k]) - set(along[:negative_k])
+        positive = set(along[:20]) - set(in_space[:20])
+        negatives = [i for i in in_space[:negative_k] if i not in along[:negative_k]]
+        negative = set(negatives[:pool])
+        left_out += len(negatives) - len(negative)
         assert (anchor in found) == bool(positive and negative)
         if anchor in found:
             row = found[anchor]
             assert set(mined.positives[row][mined.is_positive[row]].tolist()) == positive
             assert set(mined.negatives[row][mined.is_negative[row]].tolist()) == negative
             torch.testing.assert_close(mined.weight[row], manifold[mined.positives[row]])
+    assert (left_out > 0) == (pool is not None)
 
 
 def test_hard_pairs_lie_where_space_and_manifold_differ() -> None:
     points, labels = two_arcs()
-    mined = mine(points, "modes", k=20, negative_k=20, graph_k=4, power=3, alpha=0.99)
+    mined = mine(points, "modes", k=20, negative_k=20, pool=None, graph_k=4, power=3, alpha=0.99)
     own = labels[mined.anchors].unsqueeze(1)
     right = (labels[mined.positives] == own)[mined.is_positive].double().mean()
     wrong = (labels[mined.negatives] == own)[mined.is_negative].double().mean()
@@ -181,6 +190,7 @@ def make(**options: Any) -> MiningOnManifolds:
         "anchors": "all",
         "k": 20,
         "negative_k": 30,
+        "pool": 50,
         "graph_k": 4,
         "power": 3,
         "alpha": 0.99,
@@ -214,7 +224,7 @@ def test_an_epoch_is_made_of_triplets_of_the_pools() -> None:
     """Mined once, in the first features; the nearest negatives by the embedding of the day; kept in checkpoints."""
     points, _ = two_arcs()
     look, method = Looking(points, unit(120, 8)), ready()
-    mined = mine(points, "all", 20, 30, 4, 3, 0.99)
+    mined = mine(points, "all", 20, 30, None, 4, 3, 0.99)
     for epoch in range(3):
         generator = Generator().manual_seed(epoch)
         companions = method.on_epoch_start(look, generator)
@@ -234,7 +244,7 @@ def test_mining_anew_looks_at_the_features_of_the_day() -> None:
     look, method = Looking(points, unit(120, 8)), ready(remine=True, hardest=None, anchors="modes", negative_k=20)
     for epoch, features in enumerate((points, points.roll(7, 0))):
         look.features = features
-        mined = mine(features, "modes", 20, 20, 4, 3, 0.99)
+        mined = mine(features, "modes", 20, 20, None, 4, 3, 0.99)
         expected, _ = draw_triplets(mined, mined.is_negative, 120, Generator().manual_seed(epoch))
         companions = method.on_epoch_start(look, Generator().manual_seed(epoch))
         assert torch.equal(companions, expected)

@@ -454,6 +454,7 @@ class MiningProgram(Transcription):
         if not self.pools or self.options_of_method["remine"] or self.options_of_method["hardest"]:
             features, embeddings = look()
         if not self.pools or self.options_of_method["remine"]:
+            self.left_out = 0
             self.mine([unit(row) for row in features])
         anchors = list(self.pools)
         turns = [torch.randperm(len(anchors), generator=generator).tolist() for _ in range(-(-IMAGES // len(anchors)))]
@@ -498,6 +499,9 @@ class MiningProgram(Transcription):
             along = sorted(reach, key=lambda j: -solution[i, j].item())
             positive = [j if j not in ranks[i][: self.k] else -1 for j in along[: self.k]]
             negative = [j if j not in along[: self.negative_k] else -1 for j in ranks[i][: self.negative_k]]
+            for j in [j for j in negative if j >= 0][self.options_of_method["pool"] or IMAGES :]:
+                negative[negative.index(j)] = -1  # negmine.m: of those the `maxpoolsize` nearest
+                self.left_out += 1
             if max(positive, default=-1) >= 0 and max(negative) >= 0:
                 self.pools[i] = positive, [solution[i, j].item() for j in along[: self.k]], negative
 
@@ -518,7 +522,14 @@ class MiningProgram(Transcription):
         return {"weight": self.weight}
 
 
-PUBLISHED: dict[str, Any] = {"loss": "triplet", "anchors": "all", "weighted": True, "hardest": 2, "remine": False}
+PUBLISHED: dict[str, Any] = {
+    "loss": "triplet",
+    "anchors": "all",
+    "pool": 3,
+    "weighted": True,
+    "hardest": 2,
+    "remine": False,
+}
 
 
 @pytest.mark.parametrize(
@@ -526,7 +537,8 @@ PUBLISHED: dict[str, Any] = {"loss": "triplet", "anchors": "all", "weighted": Tr
     [
         ({}, 0.5, 3),
         ({"hardest": None}, 0.8, 1),
-        ({"weighted": False, "remine": True}, 0.5, 3),
+        ({"hardest": None, "pool": 1}, 0.8, 3),
+        ({"weighted": False, "remine": True, "pool": None}, 0.5, 3),
         ({"loss": "contrastive", "anchors": "modes", "hardest": None, "remine": True}, 1.3, 3),
     ],
 )
@@ -544,6 +556,7 @@ def test_mom(changes: dict[str, Any], margin: float, power: float) -> None:
 
     assert_agree(method, transcription, lr=0.001)  # small, so that mining anew still finds pairs
     assert len(written[0].pools) >= (2 if options["anchors"] == "modes" else 5), "there is something to draw from"
+    assert (written[0].left_out > 0) == (options["pool"] == 1)
 
 
 class SelfTaught(Transcription):

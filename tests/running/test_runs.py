@@ -42,6 +42,19 @@ def test_an_unfinished_run_goes_on_with_its_config_alone(folder: Path) -> None:
         again(folder, "optimizer.lr=0.1")
 
 
+def test_an_earlier_versions_config_says_what_that_did() -> None:
+    mom: dict[str, Any] = {"method": {"_target_": "src.methods.mom.MiningOnManifolds", "k": 49}}
+    runs.bring_up_to_date(mom)
+    assert mom["method"] == {"_target_": "src.methods.mom.MiningOnManifolds", "k": 49, "pool": None}
+    assert (mom["graph"], mom["mirror"], mom["decay"]) == (False, False, "all")
+    now: dict[str, Any] = {"method": {"_target_": "src.methods.mom.MiningOnManifolds", "pool": 50}, "graph": True}
+    runs.bring_up_to_date(now)
+    assert (now["method"]["pool"], now["graph"]) == (50, True)
+    other: dict[str, Any] = {"method": {"_target_": "src.methods.simclr.SimCLR"}}
+    runs.bring_up_to_date(other)
+    assert other["method"] == {"_target_": "src.methods.simclr.SimCLR"}
+
+
 def test_what_was_typed_is_kept(folder: Path) -> None:
     assert runs.read_overrides(folder) == []
     runs.begin(folder, runs.load_config(folder), ["seed=0", 'name="ö"'])
