@@ -20,6 +20,7 @@ from src.methods.byol import BYOL
 from src.methods.exemplar import Exemplar
 from src.methods.invariant_spreading import InvariantSpreading, invariant_spreading_loss
 from src.methods.simclr import SimCLR
+from src.methods.triplet import Triplet
 from src.module import EmbeddingModule, may_wait, seed_device
 from src.schedules import MultiStep
 from tests.backbones.test_captured import capture
@@ -55,7 +56,7 @@ def make(
     torch.manual_seed(0)
     backbone = options.pop("backbone", Eyes)()
     method = options.pop("method", None) or InvariantSpreading(0.1, "all", True, 0.5, "self")
-    method.setup(TrainingSet(40, 16, pretrained=False, labels=None, num_features=8))
+    method.setup(TrainingSet(40, 16, pretrained=False, labels=None, num_features=backbone.num_features))
     seed = options.pop("seed", 0)
     make_optimizer = options.pop("optimizer", lambda groups: torch.optim.SGD(groups, lr=0.5))
     schedule = options.pop("schedule", None) or MultiStep(milestones, factors, 0, "epochs")
@@ -268,7 +269,15 @@ def gradients(module: EmbeddingModule) -> dict[str, Tensor | None]:
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 8, 100])
-@pytest.mark.parametrize("method", [InvariantSpreading(0.1, "all", False, 0.5, "self"), Exemplar(0.1), SimCLR(0.5)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        InvariantSpreading(0.1, "all", False, 0.5, "self"),
+        Exemplar(0.1),
+        SimCLR(0.5),
+        Triplet(0.5, "random"),
+    ],
+)
 def test_in_parts_the_gradient_is_that_of_the_whole_batch(method: Method, at_once: int) -> None:
     whole, parts = (
         gradients(make(method=copy.deepcopy(method), backbone=Plain, microbatch=microbatch))

@@ -6,9 +6,11 @@ from copy import deepcopy
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from src.optimizers import LARS, AdamP
+from tests.test_settings import plain
 
 LR, DECAY = 0.1, 0.05
 
@@ -42,6 +44,27 @@ def follow(
 
 def norm(values: list[float]) -> float:
     return math.sqrt(sum(value * value for value in values))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_as_its_options_say(nesterov: bool) -> None:
+    """v <- m v + g, w <- w - lr v; with Nesterov w - lr (g + m v). Sutskever et al., ICML 2013, as torch has it."""
+    weights, gradients = problem()
+    ours = [weight.detach().clone() for weight in weights]
+    speeds = [torch.zeros_like(weight) for weight in ours]
+    settings = [f"optimizer.nesterov={nesterov}", f"optimizer.lr={LR}", f"optimizer.weight_decay={DECAY}"]
+    optimizer = instantiate(plain(*settings)["optimizer"])(weights)
+    for step in range(6):
+        pushes = gradients(step)
+        for weight, gradient in zip(weights, pushes, strict=True):
+            weight.grad = gradient.clone()
+        optimizer.step()
+        for weight, speed, gradient in zip(ours, speeds, pushes, strict=True):
+            push = gradient + DECAY * weight
+            speed.mul_(0.9).add_(push)
+            weight.sub_(LR * (push + 0.9 * speed if nesterov else speed))
+    for weight, expected in zip(weights, ours, strict=True):
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_lars_is_the_papers() -> None:

@@ -10,14 +10,14 @@ from src.backbones.head import Head
 def test_hidden_layers_have_batch_norm_and_relu() -> None:
     torch.manual_seed(0)
     head, features = Head(5, 3, [7, 4]), torch.randn(6, 5)
-    x = features
+    x = features.double()
     for layer, norm in ((head.hidden[0], head.hidden[1]), (head.hidden[3], head.hidden[4])):
-        x = x @ layer.weight.T  # type: ignore[operator]
+        x = x @ layer.weight.double().T  # type: ignore[operator]
         x = (x - x.mean(0)) / (x.var(0, unbiased=False) + norm.eps).sqrt()  # type: ignore[operator]
         x = x.clamp(min=0)
-    expected = x @ head.linear.weight.T + head.linear.bias
-    torch.testing.assert_close(head.project(features), expected)
-    torch.testing.assert_close(head(features), functional.normalize(expected, dim=1))
+    expected = x @ head.linear.weight.double().T + head.linear.bias
+    torch.testing.assert_close(head.project(features).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(head(features).double(), functional.normalize(expected, dim=1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("hidden", [[], [9]])
