@@ -1,8 +1,8 @@
 """kNN accuracy on CIFAR-10 against seconds of training, from random weights and without labels.
 
 `python -m benchmarks.time_to_accuracy --epochs 5 17`: `experiment=cifar10_fast`, three seeds each. `--beside wide paper
-lightly` adds our wide network, the paper's recipe, and lightly's SimCLR recipe for as long as the longer of ours and the
-paper's; `--without` leaves out one ingredient of ours at a time; `--figure PATH` draws it all.
+lightly` adds our wide network, the paper's recipe, and lightly's SimCLR recipe for as long as the longest of the others
+but the wide one; `--without` leaves out one ingredient of ours at a time; `--figure PATH` draws it all.
 
 Seconds are of training: steps and what is looked up between them. What is said of ours besides, "in all", is the whole
 command, but for decoding the images once. Runs lie in `--out`: the same command goes on, and finished ones are read.
