@@ -66,7 +66,7 @@ def _pairs(settings: str) -> list[tuple[str, str]]:
 
 
 def budget(results: Sequence[Result]) -> list[str]:
-    """In what the runs had another budget than the paper's, in words; empty where they had the same."""
+    """In what the runs had another budget than the paper's, or another NMI, in words; empty where they had the same."""
     differences = []
     for result in results:
         dataset, epochs = result["config"]["dataset"], int(result["last"]["epoch"])
@@ -81,4 +81,7 @@ def budget(results: Sequence[Result]) -> list[str]:
             differences.append(f"{epochs} epochs, not {EPOCHS.get(dataset['name'], 'a known number')}")
         if (backbone := result["choices"].get("backbone")) != network:
             differences.append(f"{backbone}, not {network}")
+        clustering = result["config"]["protocol"]["metrics"].get("clustering") or {}
+        if clustering.get("average", "geometric") != "geometric":
+            differences.append("NMI over the arithmetic mean of the entropies, not the geometric")
     return list(dict.fromkeys(differences))

@@ -70,6 +70,13 @@ def test_quoted_systems_are_no_runs_of_ours() -> None:
     assert chosen <= {path.stem for path in (ROOT / "conf" / "augmentation").glob("*.yaml")}
 
 
+@pytest.mark.parametrize("average", ["arithmetic", "geometric"])
+def test_the_papers_nmi_is_over_the_geometric_mean(result: dict[str, Any], average: str) -> None:
+    measures = {"clustering": {"average": average, "restarts": 10}}
+    said = budget([changed(result, config__protocol={"metrics": measures})])
+    assert any("NMI over the arithmetic mean" in difference for difference in said) == (average == "arithmetic")
+
+
 def test_budgets(result: dict[str, Any]) -> None:
     run = of_cifar(result, config__dataset__limit=5000, config__dataset__validation=0.1)
     assert budget([run, run]) == [
